@@ -9,7 +9,7 @@
     result = resdet.test(config, resdet.load("output/mine"), Path("output/mine/test"))
     found = resdet.evaluate(Path("val.json"), {"yolo": [Path("yolo.json")]}, Path("output/evaluation"))
 
-A name is imported when it is first used, so that importing this module takes no PyTorch.
+Names are imported on first use, so that importing this module does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = [
     "train",
 ]
 
-# Public name -> where it is defined.
+# Public name -> module and name of its definition.
 _HOMES = {
     "DetectionConfig": "detection.config.detection:DetectionConfig",
     "Predictor": "detection.predictor:Predictor",
@@ -80,14 +80,14 @@ def __dir__() -> list[str]:
 
 
 def _refuse_strangers() -> None:
-    """Raises ImportError when ``import detection`` or ``import backbones`` gives another project's package."""
+    """Raises ImportError if ``import detection`` or ``import backbones`` finds a package of another project."""
     for name in ("backbones", "detection"):
         ours = Path(__file__).resolve().parent / name / "__init__.py"
         spec = importlib.util.find_spec(name)
         found = None if spec is None else spec.origin or [*(spec.submodule_search_locations or ())]
         if not isinstance(found, str) or Path(found).resolve() != ours:
             raise ImportError(
-                f"import {name} finds {found}, and resdet needs {ours}: rename or uninstall the other one, or start "
+                f"import {name} finds {found}, but resdet needs {ours}: rename or uninstall the other one, or start "
                 "from another folder and without it in PYTHONPATH"
             )
 

@@ -44,12 +44,12 @@ class AllCNN(Backbone):
     Args:
         out_features: stages to return; those after the last one form the tail, which ends in an average.
         freeze_at: number of stages, from the first, whose parameters need no gradient.
-        dropout: probability after both convolutions of stride 2; 0 also turns off that of the image.
+        dropout: drop probability after both convolutions of stride 2; 0 also turns off dropout of the image.
         roi_size: side of the regions for the tail; 14 leaves 7x7 cells before the average.
         input_stats: how the input is normalised.
 
     Raises:
-        ValueError: for a value that is not among those above.
+        ValueError: an argument is not one of the values above.
     """
 
     pyramid = ()  # no stage has stride 8
@@ -105,7 +105,7 @@ class AllCNN(Backbone):
 
 
 def _stage(in_channels: int, sizes: Sequence[tuple[int, int]], *, stride: int, dropout: float) -> nn.Sequential:
-    """Returns convolutions, each with a ReLU; after a first one of stride 2 there is dropout."""
+    """Returns convolutions, each with a ReLU; dropout follows the first one if its stride is 2."""
     layers: list[nn.Module] = []
     for i, (channels, side) in enumerate(sizes):
         step = stride if i == 0 else 1

@@ -1,4 +1,4 @@
-"""Attention modules of residual blocks, which weigh a feature map by a map that they make of it.
+"""Attention modules of residual blocks, which weight a feature map by an attention map computed from it.
 
 Source: Hu et al. 2018, "Squeeze-and-Excitation Networks", section 3; Woo et al. 2018, "CBAM: Convolutional Block
 Attention Module", section 3; Wang et al. 2017, "Residual Attention Network", equations 1 and 3, for the two ways to
@@ -20,7 +20,7 @@ SPATIAL_KERNEL = 7  # CBAM, equation 3
 
 
 class Gate(nn.Module):
-    """Weighs features by an attention map; here hooks can see every map of a network, and replace it.
+    """Weights features by an attention map; hooks on this module can see and replace every map of a network.
 
     Args:
         residual: the map is added to one, so that a map of zeros keeps the features (attention residual learning).
@@ -36,7 +36,7 @@ class Gate(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales every channel by a number between 0 and 1 that the averages of all channels decide."""
+    """Scales every channel by a factor in 0..1 computed from the averages of all channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class SqueezeExcitation(nn.Module):
 
 
 class CBAM(nn.Module):
-    """Scales every channel, and then every cell, by a number between 0 and 1.
+    """Scales every channel, and then every cell, by a factor in 0..1.
 
     Averages and maxima of the channels go through the same two layers, and those of the cells through a convolution.
-    The authors' code also normalises the map of cells. Here it is as in the paper's equation 3, without: a map of one
+    The authors' code also normalises the map of cells. Here, as in the paper's equation 3, it is not: a map of one
     channel has no group normalisation.
     """
 

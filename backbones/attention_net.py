@@ -1,4 +1,4 @@
-"""Residual Attention Networks: residual stages with modules whose features a bottom-up top-down branch weighs.
+"""Residual Attention Networks: residual stages with modules whose features a bottom-up top-down branch weights.
 
 The tail is the stages after the last feature, as a ResNet's.
 
@@ -42,8 +42,8 @@ class _Stage:
     Attributes:
         width: channels of the 3x3 convolutions; the output has four times as many.
         stride: of the first unit.
-        modules: how many attention modules.
-        pools: how often their masks halve the size, down to that of the last map of an image as the network takes it.
+        modules: number of attention modules.
+        pools: number of times their masks halve the size, down to the size of the network's last map.
         after: units after the modules.
     """
 
@@ -55,12 +55,12 @@ class _Stage:
 
 
 class SoftMask(nn.Module):
-    """The mask branch: a number between 0 and 1 for every cell and channel.
+    """The mask branch: a weight in 0..1 for every cell and channel.
 
     Args:
         channels: C.
-        pools: how often the size is halved on the way down; the same number of interpolations lead up again.
-        design: of the residual units.
+        pools: number of halvings on the way down, and of interpolations on the way up.
+        design: design of the residual units.
     """
 
     def __init__(self, channels: int, pools: int, *, design: BlockDesign) -> None:
@@ -88,13 +88,13 @@ class SoftMask(nn.Module):
 
 
 class AttentionModule(nn.Module):
-    """A trunk of two units, weighed by the mask, between a unit before and a unit after: p, t, r = 1, 2, 1.
+    """A trunk of two units, weighted by the mask, between a unit before and a unit after: p, t, r = 1, 2, 1.
 
     Args:
         channels: C.
-        pools: of the mask.
-        design: of the residual units.
-        learning: "residual" weighs by 1 + mask (equation 3), "naive" by the mask (equation 1).
+        pools: halvings in the mask branch.
+        design: design of the residual units.
+        learning: "residual" weights by 1 + mask (equation 3), "naive" by the mask (equation 1).
     """
 
     def __init__(self, channels: int, pools: int, *, design: BlockDesign, learning: Learning) -> None:
@@ -125,7 +125,7 @@ class AttentionNet(ResidualNetwork):
         input_stats: how the input is normalised.
 
     Raises:
-        ValueError: for a value that is not among those above.
+        ValueError: an argument is not one of the values above.
     """
 
     small: ClassVar[bool] = False  # for images of 32x32 pixels

@@ -1,4 +1,4 @@
-"""The backbone contract: what every backbone returns, what it tells about itself, and the tail it hands over.
+"""The backbone contract: the features that a backbone returns, the facts it states, and the tail it hands over.
 
 Shapes: N images, C channels, H W height and width, R regions, S side of a pooled region.
 Stages are c1..c5; a stage's spatial size is exactly ceil(size / stride), for odd sizes too.
@@ -83,7 +83,7 @@ class Tail(nn.Module, ABC):
         )
 
     def pool_whole_image(self, features: Tensor) -> Tensor:
-        """Pools a feature map (N, C, H, W) of whole images to what the tail takes for classification."""
+        """Pools a feature map (N, C, H, W) of whole images to the size that the tail takes, for classification."""
         return features
 
 
@@ -93,7 +93,7 @@ class Backbone(nn.Module, ABC):
     Attributes:
         specs: channels and stride of each feature map that ``forward`` returns, by stride.
         input_stats: how its input must be normalised.
-        size_divisor: the height and width that it is given must be multiples of this.
+        size_divisor: height and width of the input must be multiples of this.
         pyramid: names of the features that a feature pyramid is built over, of strides 4, 8, ..
     """
 
@@ -111,7 +111,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def tail(self) -> Tail:
-        """Returns the layers after the trunk, which the backbone gives up: their parameters have one owner.
+        """Returns the layers after the trunk and removes them from the backbone: parameters have one owner.
 
         Raises:
             ValueError: on a second call, or when those layers belong to the trunk.
@@ -140,7 +140,7 @@ def check_roi_size(roi_size: int) -> None:
 
 
 def order_features(out_features: Sequence[str], stages: Sequence[str]) -> tuple[str, ...]:
-    """Returns ``out_features`` in the order of ``stages``; ValueError when there is none, or one that is unknown."""
+    """Returns ``out_features`` in the order of ``stages``; raises ValueError if empty or if one is unknown."""
     if isinstance(out_features, str) or not out_features:
         raise ValueError(f"out_features must be a sequence of some of {', '.join(stages)}, got {out_features!r}")
     for name in out_features:
@@ -149,7 +149,7 @@ def order_features(out_features: Sequence[str], stages: Sequence[str]) -> tuple[
 
 
 def he_initialise(module: nn.Module) -> None:
-    """Draws every convolution from a zero-mean Gaussian of variance 2 / fan_out, in place; biases become 0.
+    """Initialises every convolution in place from a zero-mean Gaussian of variance 2 / fan_out; biases become 0.
 
     Source: He et al. 2015, "Delving Deep into Rectifiers", section 2.2.
     """

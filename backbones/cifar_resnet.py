@@ -41,8 +41,8 @@ class CifarResNet(ResidualNetwork):
         se: every branch ends in squeeze-and-excitation, with one channel in the first stage's bottleneck.
         cbam: every branch ends in CBAM.
         activation: "relu", or "prelu" with a learned slope per channel.
-        stochastic_depth: as of ``ResNet``; 0.5 for 110 and 1202 layers in Huang et al. 2016.
-        dropblock: as of ``ResNet``.
+        stochastic_depth: as in ``ResNet``; 0.5 for 110 and 1202 layers in Huang et al. 2016.
+        dropblock: as in ``ResNet``.
         norm: kind of every normalisation layer.
         norm_eps: added to the variance.
         freeze_at: 0 freezes nothing, 1 the stem, 2 also the first stage, .. 4 everything.
@@ -50,7 +50,7 @@ class CifarResNet(ResidualNetwork):
         input_stats: how the input is normalised.
 
     Raises:
-        ValueError: for a value that is not among those above, or that contradicts another.
+        ValueError: an argument is not one of the values above, or contradicts another.
     """
 
     pyramid = ()  # no stage has stride 8

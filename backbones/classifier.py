@@ -14,7 +14,7 @@ from backbones.weights.load import LoadReport, load_matching, rename_torchvision
 
 __all__ = ["Classifier", "backbone_weights"]
 
-# What the names of a backbone's layers begin with in a model that holds a classifier as ``network`` -> in the backbone;
+# Prefix of a backbone's layers in a model that holds a classifier as ``network`` -> their prefix in the backbone;
 # "body." is below spatial pyramid pooling, "model." a whole network of a library.
 _OF_BACKBONE = {
     "network.backbone.body.": "",
@@ -35,7 +35,7 @@ class Classifier(nn.Module):
 
     @property
     def input_stats(self) -> InputStats:
-        """Returns how images are normalised."""
+        """The normalisation of images."""
         return self.backbone.input_stats
 
     @property
@@ -52,14 +52,14 @@ class Classifier(nn.Module):
     def losses(
         self, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """Returns the loss of normalised float images (N, 3, H, W) of class probabilities ``labels`` (N, K).
+        """Returns the loss of normalised float images (N, 3, H, W) with class probabilities ``labels`` (N, K).
 
-        ``criterion`` makes a scalar of logits and labels, both (N, K).
+        ``criterion`` maps logits and labels, both (N, K), to a scalar.
         """
         return {"classification": criterion(self(images), labels)}
 
     def load_torchvision(self, state: Mapping[str, Tensor]) -> LoadReport:
-        """Loads the state dict of torchvision's network of the same architecture, all of it.
+        """Loads the complete state dict of torchvision's network of the same architecture.
 
         Raises:
             ValueError: a name is missing or left over, or a shape differs; nothing is loaded then.
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
         return self.load(rename_torchvision(state), source="torchvision")
 
     def load(self, state: Mapping[str, Tensor], *, source: str) -> LoadReport:
-        """Loads weights of backbone, tail and ``fc``, all of them, by the names of a backbone with its tail.
+        """Loads all weights of backbone, tail and ``fc``, named as in a backbone with its tail.
 
         Raises:
             ValueError: a name is missing or left over, or a shape differs; nothing is loaded then.
@@ -81,9 +81,9 @@ class Classifier(nn.Module):
 
 
 def backbone_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the backbone's and its tail's weights, by its own names, of a model with a classifier as ``network``.
+    """Returns the weights of backbone and tail, by the backbone's names, of a model with a classifier as ``network``.
 
-    Other models give nothing.
+    The result is empty for other models.
     """
     found = {name: next(filter(name.startswith, _OF_BACKBONE), None) for name in state}
     return {

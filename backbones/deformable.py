@@ -1,4 +1,4 @@
-"""Deformable convolution: a plain convolution looks at the map first and says where each sample of the kernel is taken.
+"""Deformable convolution: a plain convolution predicts where each sample of the kernel is taken.
 
 Source: Dai et al. 2017, "Deformable Convolutional Networks", section 2.1; Zhu et al. 2019, "Deformable ConvNets v2",
 section 3.2, for weights of the samples.
@@ -14,18 +14,18 @@ from torchvision.ops import deform_conv2d
 
 __all__ = ["OFFSETS", "DeformableConv"]
 
-OFFSETS = (".offset.weight", ".offset.bias")  # what the names end in that weights of a plain network lack
+OFFSETS = (".offset.weight", ".offset.bias")  # name suffixes that weights of a plain network lack
 
 
 class DeformableConv(nn.Conv2d):
-    """A convolution without bias whose samples are moved, and weighted where it is ``modulated``, cell by cell.
+    """A convolution without bias whose samples are moved, and if ``modulated`` also weighted, in every cell.
 
     Samples between cells are interpolated bilinearly, and those beyond the map are 0. ``offset`` starts at zero: the
-    output is then that of the plain convolution of the same weights, and half of it where it is modulated.
+    output then equals that of the plain convolution with the same weights, or half of it if modulated.
 
     Attributes:
-        offset: gives the moves (dy, dx) of all samples, in cells, then the logits of their weights; in this order they
-            are in Detectron2's files too.
+        offset: convolution to the offsets (dy, dx) of all samples, in cells, then the logits of their weights; this is
+            the order of Detectron2's files.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DeformableConv(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, O, ceil(H / stride), ceil(W / stride)), in the precision of a plain convolution."""
         chosen = self.offset(input)  # (N, 2 T or 3 T, H', W')
-        # The operator knows no half precision on a CPU, and a place in a map of 200 cells has 11 bits in it.
+        # The operator lacks half precision on a CPU, whose 11 bits are also too few for positions among 200 cells.
         exact = torch.promote_types(input.dtype, torch.float32)
         moves, logits = chosen[:, : self.moves].to(exact), chosen[:, self.moves :].to(exact)
         mask = logits.sigmoid() if logits.shape[1] else None

@@ -1,8 +1,8 @@
 """DropBlock: training sets square blocks of every channel to zero.
 
 Source: Ghiasi, Lin and Le 2018, "DropBlock: A regularization method for convolutional networks", section 3.
-Departure: the drop probability is the same in all of the training, where section 3 raises it from 0, since a layer does
-not know how long a training lasts.
+Departure: the drop probability is constant, where section 3 raises it from 0, since a layer does not know how long
+training lasts.
 
 Shapes: N images, C channels, H W height and width, b b block.
 """
@@ -21,7 +21,7 @@ BLOCK = 7  # cells; section 4.1
 
 
 def drop_blocks(x: Tensor, probability: float, *, size: int = BLOCK) -> Tensor:
-    """Returns ``x`` (N, C, H, W) without some of its blocks; what is left is scaled up by the share that is missing.
+    """Returns ``x`` (N, C, H, W) with random blocks set to zero, and the rest scaled up to compensate.
 
     Args:
         x: (N, C, H, W).
@@ -35,7 +35,7 @@ def drop_blocks(x: Tensor, probability: float, *, size: int = BLOCK) -> Tensor:
     begins = torch.rand(images, channels, *corners, device=x.device) < rate
     around = (block[1] - 1, block[1] - 1, block[0] - 1, block[0] - 1)
     padded = functional.pad(begins, around)
-    # As a b x b maximum, which takes 4 to 9 times as long on a CPU.
+    # Equals a b x b max pool, which takes 4 to 9 times as long on a CPU.
     rows = reduce(torch.logical_or, [padded[:, :, i : i + height] for i in range(block[0])])
     dropped = reduce(torch.logical_or, [rows[..., i : i + width] for i in range(block[1])])  # (N, C, H, W)
     kept = dropped.logical_not().to(x.dtype)

@@ -1,13 +1,13 @@
-"""Convolutions that take the fixed normalisation after them into their weights, so that it costs no layer of its own.
+"""Folds fixed normalisation into the weights of the convolution before it, so that it costs no layer of its own.
 
 Fixed normalisation is a scale and an offset per channel, and a convolution is linear: its weights times the scale, and
 the offset as its bias, give the same up to rounding.  Weights on disk stay as they are.
 
-- Weights that are not trained, and all in a test, are folded once and kept until one of their tensors changes.
-- In training the scale is multiplied in at every step, and the gradient of the weights themselves comes back.  A stage
-  does that for all its weights at once, by one operator forward and two on the way back; a network does not, so that
-  the first gradients can be sent to other processes while the last are computed.  The scaled weights are kept until
-  the way back, as much memory again as the weights have.
+- Frozen weights, and all weights in a test, are folded once and kept until one of their tensors changes.
+- In training the scale is multiplied in at every step, and gradients are those of the unscaled weights.  A stage does
+  so for all its weights at once, with one operator forward and two backward.  A network does not, so that the first
+  gradients can be sent to other processes while the last are computed.  The scaled weights are kept until the backward
+  pass, as much memory again as the weights take.
 
 Shapes: N images, C input channels, O output channels, k k kernel, H W height and width.
 """
@@ -64,10 +64,10 @@ def convolve(convolution: nn.Module, norm: nn.Module, x: Tensor, folded: FoldedW
 
 @contextmanager
 def fold_at_once(pairs: Iterable[Pair]) -> Iterator[FoldedWeights]:
-    """Gives the weights and biases of the convolutions among ``pairs`` that learn, by one operator.
+    """Yields the folded weights and biases of the trainable convolutions in ``pairs``, from one operator.
 
-    Its backward pass is one operator too, and leaves out weights that no gradient comes to.  Convolutions inside the
-    context keep no folded weight for their own backward passes; one more operator makes all of them again.
+    Its backward pass is one operator too, and skips weights without a gradient.  Convolutions inside the context keep
+    no folded weights for their backward passes; one more operator recomputes all of them.
     """
     learning = [pair for pair in pairs if _is_foldable(pair) and _learns(pair[0])]
     if torch.compiler.is_compiling() or not learning:
@@ -86,7 +86,7 @@ def fold_at_once(pairs: Iterable[Pair]) -> Iterator[FoldedWeights]:
 
 
 class _MadeAgain:
-    """Stands for folded weights between forward and backward, so that no second copy of the weights is kept.
+    """Replaces saved folded weights between forward and backward, so that no second copy of the weights is kept.
 
     Args:
         folded: as the convolutions take them.
@@ -100,7 +100,7 @@ class _MadeAgain:
         self.values: list[Tensor] = []
 
     def pack(self, tensor: Tensor) -> Tensor | int:
-        """Returns the place of a folded weight, and any other tensor as it is."""
+        """Returns the index of a folded weight; other tensors are returned unchanged."""
         place = self.places.get(tensor.data_ptr())
         if place is None or tensor.shape != self.weights[place].shape:
             return tensor
@@ -108,7 +108,7 @@ class _MadeAgain:
         return place
 
     def unpack(self, kept: Tensor | int) -> Tensor:
-        """Returns what was packed.
+        """Returns the packed tensor.
 
         Raises:
             RuntimeError: the weights changed between forward and backward, as autograd has it.
@@ -141,7 +141,7 @@ class FoldingSequential(nn.Sequential):
 
 
 def run(layers: Sequence[nn.Module], x: Tensor, folded: FoldedWeights | None = None) -> Iterator[tuple[int, Tensor]]:
-    """Yields the index and the output of each of ``layers`` in turn; a convolution and its norm are one, the norm."""
+    """Yields the index and the output of each of ``layers`` in turn; a convolution and its norm count as the norm."""
     index = 0
     while index < len(layers):
         follower = layers[index + 1] if index + 1 < len(layers) else None
@@ -175,7 +175,7 @@ class _ScaledWeights(torch.autograd.Function):
 
 
 def _multiply(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
-    """Returns the products of each two, by one operator; a device may still work at them in turn, as sizes differ."""
+    """Returns the pairwise products, by one operator; a device may still compute them in turn, as sizes differ."""
     return torch.ops.aten._foreach_mul.List(tensors, others)
 
 
@@ -214,7 +214,7 @@ def _affine(norm: FrozenBatchNorm) -> Folded:
 
 
 def _kept(norm: FrozenBatchNorm, name: str, compute: Callable[[], Folded], tensors: Iterable[Tensor]) -> Folded:
-    """Returns what ``norm`` keeps under ``name``; computes it anew where one of ``tensors`` is not what it was."""
+    """Returns the value cached in ``norm`` under ``name``, recomputed if one of ``tensors`` has changed."""
     states = [(tensor, *_state(tensor)) for tensor in tensors]
     known = norm.kept.get(name)
     if known is None or not all(map(_same, known[0], states)):
@@ -224,7 +224,7 @@ def _kept(norm: FrozenBatchNorm, name: str, compute: Callable[[], Folded], tenso
 
 
 def _state(tensor: Tensor) -> tuple[int, int]:
-    """Returns what changes with the values of ``tensor``: its count of changes in place, and where they lie."""
+    """Returns the version counter and the memory address of ``tensor``, which change with its values."""
     version = -1 if tensor.is_inference() else tensor._version
     return version, tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else 0
 

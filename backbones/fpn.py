@@ -22,18 +22,18 @@ CoarseLevels = Literal["subsample", "c5", "p5"]
 
 
 class FPN(Backbone):
-    """p2 .. p6 from a body whose features double their stride from 4 on, or p3 .. p7 from 8 on.
+    """A pyramid p2 .. p6 over a body with strides 4, 8, .., or p3 .. p7 over strides 8, 16, ..
 
     Args:
         body: the backbone below, with one feature per stage.
-        channels: of every level.
+        channels: C of every level.
         norm: layer after every convolution of body's features; None for none.
         coarse: levels that the body lacks. "subsample": every second cell of the level before, up to p6; the body
             begins at stride 4. "c5" and "p5": 3x3 convolutions of stride 2, with a ReLU between two, on the body's
             last feature or on its level, up to p7; the body begins at stride 8.
 
     Raises:
-        ValueError: features of the body that do not start at that stride or do not double.
+        ValueError: the body's strides do not start there or do not double.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class FPN(Backbone):
         return levels
 
     def tail(self) -> Tail:
-        """Refuses: no layers are left after a pyramid.
+        """Raises ValueError: no layers are left after a pyramid.
 
         Raises:
             ValueError: always.

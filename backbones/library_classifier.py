@@ -2,8 +2,8 @@
 
 Nothing is cut, padded or traced, so that logits are the library's, and its published weights can be tested.
 
-Source: of the auxiliary classifiers Szegedy et al. 2015, "Going Deeper with Convolutions", section 5: their losses
-weigh 0.3, and a test drops them.
+Source: Szegedy et al. 2015, "Going Deeper with Convolutions", section 5: auxiliary losses have weight 0.3, and a test
+drops the auxiliary classifiers.
 Shapes: N images, H W height and width, K classes.
 """
 
@@ -43,11 +43,11 @@ class LibraryClassifier(nn.Module):
         num_classes: K.
         norm: "bn", or "frozen_bn" for fixed statistics, scale and offset; None is "frozen_bn" where there is batch
             normalisation.
-        auxiliary_weight: of the losses of auxiliary classifiers; 0 builds none.
+        auxiliary_weight: weight of the auxiliary losses; 0 builds no auxiliary classifiers.
 
     Attributes:
-        input_stats: how images are normalised, as the library's weights need it.
-        heads: names in ``model`` of the entries whose size is that of the classes.
+        input_stats: the normalisation of images that the library's weights need.
+        heads: names in ``model`` of the tensors whose shape depends on the number of classes.
 
     Raises:
         ValueError: no such network, or ``norm`` for one without batch normalisation.
@@ -77,9 +77,9 @@ class LibraryClassifier(nn.Module):
     def losses(
         self, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """Returns the loss of normalised float images (N, 3, H, W) of class probabilities ``labels`` (N, K).
+        """Returns the loss of normalised float images (N, 3, H, W) with class probabilities ``labels`` (N, K).
 
-        In training auxiliary classifiers have losses of their own; torchvision does not run them otherwise.
+        In training, auxiliary classifiers add their losses; torchvision runs them in training only.
         """
         main, *auxiliary = self._exits(images)
         losses = {"classification": criterion(main, labels)}
@@ -92,10 +92,10 @@ class LibraryClassifier(nn.Module):
 
         Args:
             weights: the library, which downloads its own, a name in ``PACKAGES``, or the path of a file.
-            head: also those of the head; else it keeps its values, whatever number of classes the weights have.
+            head: load the head too; else it keeps its values, whatever number of classes the weights have.
 
         Raises:
-            ValueError: they cannot be had, or do not fit.
+            ValueError: the weights are unavailable or do not fit.
         """
         library, _, model_name = self.name.partition(":")
         if (packaged := find_packaged(weights, self.name)) is not None:
@@ -111,8 +111,8 @@ class LibraryClassifier(nn.Module):
 
         Args:
             state: tensors by name.
-            source: where they come from, for the error.
-            head: also those of the head.
+            source: origin of the weights, for error messages.
+            head: load the head too.
 
         Raises:
             ValueError: another name is missing or unknown, or a shape differs; nothing is loaded then.

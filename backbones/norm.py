@@ -23,7 +23,7 @@ MAX_GROUPS = 32  # Wu and He 2018, "Group Normalization"
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation whose scale, offset and statistics never change; its names are those of BatchNorm2d."""
+    """Batch normalisation with fixed scale, offset and statistics, named as in BatchNorm2d."""
 
     weight: Tensor
     bias: Tensor
@@ -45,12 +45,12 @@ class FrozenBatchNorm(nn.Module):
         return normalise(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Returns the scale and the offset (C,) that the layer stands for."""
+        """Returns the scale and the offset (C,) that the layer applies."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out what can be computed again, so that copies and files hold no second weights."""
+        """Leaves out cached values, so that copies and files hold no second set of weights."""
         return self.__dict__ | {"kept": {}}
 
     def extra_repr(self) -> str:
@@ -68,9 +68,9 @@ def _normalise(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tenso
 
 
 class _FixedBatchNorm(torch.autograd.Function):
-    """Batch normalisation that keeps nothing of its input for the way back, where PyTorch's keeps all of it.
+    """Fixed batch normalisation that saves no input for the backward pass.
 
-    PyTorch's needs it for the gradients of scale and offset, which are fixed here.
+    PyTorch's saves it for the gradients of scale and offset, which are fixed here.
     """
 
     @staticmethod
@@ -114,15 +114,14 @@ def make_norm(kind: NormKind, eps: float) -> NormLayer:
 
 
 def frozen_kind(kind: NormKind) -> NormKind:
-    """Returns the kind for layers that must not change: batch statistics move without a gradient, so they get fixed."""
+    """Returns the norm for frozen layers: batch norm becomes fixed, as its statistics move without a gradient."""
     return "frozen_bn" if kind in ("bn", "sync_bn") else kind
 
 
 class _GroupNorm(nn.GroupNorm):
-    """Group normalisation that also takes a single image of one cell where a group is one channel.
+    """Group normalisation that also accepts one image of one cell with one channel per group.
 
-    torch refuses that and takes two images, each of which then gives its offsets, as nothing is left of a lone value
-    once its mean is subtracted.
+    torch raises an error there, but returns the offsets for two such images: a lone value minus its mean is 0.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ __all__ = ["Builder", "backbone_names", "backbone_options", "build_backbone", "p
 
 Builder = Callable[..., Backbone]
 
-# Bound here, a variant does not offer the option: basic blocks have one place for the stride and none for a deformable
+# Options bound here are not offered: basic blocks have one place for the stride and none for a deformable
 # convolution, and networks without normalisation layers have nothing to choose about them.
 _BASIC_BLOCKS: dict[str, Any] = {"stride_in": "3x3", "deform": (), "deform_modulated": False}
 _NO_NORM: dict[str, Any] = {"norm": None, "norm_eps": 0.0}
@@ -152,7 +152,7 @@ def pyramid_features(name: str) -> tuple[str, ...]:
     """Returns the ``out_features`` with which the backbone ``name`` carries a feature pyramid.
 
     Raises:
-        ValueError: it cannot, since its stages have other strides than 4, 8, ..
+        ValueError: its stages do not have strides 4, 8, ..
     """
     builder = _BUILDERS.get(name)
     kind = builder.func if isinstance(builder, partial) else builder
@@ -186,8 +186,8 @@ def build_backbone(
             library knows these itself.
         load_weights: False builds what the weights need (``input_stats`` and so on) and leaves the values random, for a
             caller who loads a whole detector next.
-        input_stats: how images are normalised; by default as the weights need it.
-        **options: of the backbone; None means its own default.
+        input_stats: the normalisation of images; by default the one that the weights need.
+        **options: options of the backbone; None means its default.
 
     Raises:
         ValueError: an unknown name, option or source, an option that contradicts the source, or weights that do not
@@ -276,7 +276,7 @@ def _options_of(builder: Builder) -> tuple[str, ...]:
 def _bind(given: Mapping[str, Any], offered: tuple[str, ...], source_name: str, *, check: bool) -> dict[str, Any]:
     """Returns the given options and, of those offered, the ones that the source of the weights decides.
 
-    With ``check``, one that is given otherwise is refused; a whole detector's weights may need it.
+    With ``check``, a given option that differs raises ValueError; a whole detector's weights may need other values.
     """
     source = SOURCES[source_name]
     bound = dict(given)

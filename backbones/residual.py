@@ -57,14 +57,14 @@ class BlockDesign:
     """The parts of a block; ``ResNet`` explains the choices.
 
     Attributes:
-        dilation: of the 3x3 convolutions.
-        deform: the 3x3 convolution of a bottleneck is deformable, and with "modulated" weights its samples.
-        groups: of the 3x3 convolution of a bottleneck.
+        dilation: dilation of the 3x3 convolutions.
+        deform: makes the 3x3 convolution of a bottleneck deformable; "modulated" also weights its samples.
+        groups: number of groups of the 3x3 convolution of a bottleneck.
         width_per_group: channels of each group in the first stage; 64 with one group is a ResNet.
         death: probability that a training step skips the branch.
-        activated: the input has just passed an activation, and a pre-activation block takes it as it is.
+        activated: the input is an activation's output, and a pre-activation block does not activate it again.
         cbam: the branch ends in CBAM; ``se`` is squeeze-and-excitation there.
-        dropblock: share of the cells that is dropped, of the output of every convolution and of the shortcut.
+        dropblock: share of cells dropped from the output of every convolution and of the shortcut.
     """
 
     shortcut: Literal["A", "B", "C", "none"]
@@ -115,11 +115,11 @@ class ResidualBlock(nn.Module, ABC):
 
     @abstractmethod
     def branch(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
-        """Returns the convolutions, with what stands between them."""
+        """Applies the convolutions of the branch and the layers between them."""
 
     @abstractmethod
     def forward(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
-        """Maps (N, C, H, W) to (N, C', H', W'); ``folded`` is what a stage has made of the weights in ``pairs``."""
+        """Maps (N, C, H, W) to (N, C', H', W'); ``folded`` holds the stage's folded weights of ``pairs``."""
 
     def pairs(self) -> list[Pair]:
         """Returns the convolutions that a norm follows, of the branch and of the shortcut."""
@@ -127,7 +127,7 @@ class ResidualBlock(nn.Module, ABC):
         return [(getattr(self, first), getattr(self, second)) for first, second in self.followed] + shortcut
 
     def _add_shortcut(self, in_channels: int, out_channels: int, *, stride: int, design: BlockDesign) -> None:
-        """Adds the shortcut last, since layers draw their random numbers in the order in which they are made."""
+        """Adds the shortcut last, since layers are initialised in the order in which they are made."""
         attention = SqueezeExcitation if design.se else CBAM if design.cbam else None
         self.se = nn.Identity() if attention is None else attention(out_channels)
         self.downsample = _shortcut(

@@ -115,8 +115,8 @@ class StagePlan:
 class ResidualNetwork(Backbone):
     """A stem, stages of residual blocks, and after pre-activation blocks one more normalisation and activation.
 
-    The features are the outputs of stages: of pre-activation blocks the bare sums, but for the last stage, which the
-    closing layers belong to. A subclass makes the stem, and then the stages with ``_add_stages``.
+    The features are the outputs of stages: bare sums after pre-activation blocks, except for the last stage, which ends
+    in the closing layers. A subclass makes the stem, and then the stages with ``_add_stages``.
 
     Args:
         specs: of all stages, in their order.
@@ -211,7 +211,7 @@ class ResNet(ResidualNetwork):
         se: every branch ends in squeeze-and-excitation (Hu et al. 2018).
         cbam: every branch ends in CBAM (Woo et al. 2018).
         stem: one 7x7 convolution, or "C" three 3x3 (He et al. 2019, "Bag of Tricks", section 4.1).
-        avg_down: projections average 2x2 cells in the place of a stride; with stem "C", ResNet-D of that section.
+        avg_down: projections average 2x2 cells instead of using a stride; with stem "C", ResNet-D of that section.
         stride_in: which convolution of a bottleneck halves the size: "3x3" as in torchvision's weights, "1x1" as in
             the paper and its released weights. Basic blocks have no such choice.
         shortcut: "A" identity with zero-padded channels, "B" projection where the shape changes, "C" projection
@@ -240,7 +240,7 @@ class ResNet(ResidualNetwork):
         input_stats: how the input is normalised.
 
     Raises:
-        ValueError: for a value that is not among those above, or that contradicts another.
+        ValueError: an argument is not one of the values above, or contradicts another.
     """
 
     def __init__(  # noqa: PLR0913  # one argument for every option that a name or a config may set
@@ -280,10 +280,10 @@ class ResNet(ResidualNetwork):
         check_choice("tail_stride", tail_stride, (1, 2))
         check_shortcut(shortcut, stochastic_depth=stochastic_depth)
         if avg_down and shortcut not in ("B", "C"):
-            raise ValueError(f"avg_down is about projections, and shortcut {shortcut!r} has none; use 'B' or 'C'")
+            raise ValueError(f"avg_down applies to projections, and shortcut {shortcut!r} has none; use 'B' or 'C'")
         names = order_features(out_features, STAGES)
         if dilate_c5 and "c5" not in names:
-            raise ValueError(f"dilate_c5 is about c5 in the trunk; the features {', '.join(names)} end before it")
+            raise ValueError(f"dilate_c5 applies to c5 in the trunk; the features {', '.join(names)} end before it")
         check_output_stride(output_stride, names, dilate_c5=dilate_c5)
 
         block, counts = depths[depth]
@@ -330,12 +330,12 @@ class ResNet(ResidualNetwork):
 
 
 def check_output_stride(output_stride: int, names: Sequence[str], *, dilate_c5: bool) -> None:
-    """Raises ValueError for an unknown stride, and for another than 32 of a trunk without c5 or with ``dilate_c5``."""
+    """Raises ValueError for an unknown stride, and for any but 32 without c5 in the trunk or with ``dilate_c5``."""
     check_choice("output_stride", output_stride, tuple(OUTPUT_STRIDES))
     if output_stride < FULL_STRIDE and (dilate_c5 or "c5" not in names):
         raise ValueError(
-            f"output_stride {output_stride} is about c5 in the trunk, whose features are {', '.join(names)}, and takes "
-            f"the place of dilate_c5, which is {dilate_c5}; set it to {FULL_STRIDE} or leave dilate_c5 out"
+            f"output_stride {output_stride} applies to c5 in the trunk, whose features are {', '.join(names)}, and "
+            f"takes the place of dilate_c5, which is {dilate_c5}; set it to {FULL_STRIDE} or leave dilate_c5 out"
         )
 
 
@@ -351,9 +351,9 @@ def check_deform(deform: Sequence[str], *, modulated: bool, bottlenecks: bool) -
     for stage in deform:
         check_choice("deform", stage, STAGES)
     if deform and not bottlenecks:
-        raise ValueError(f"deform is about the 3x3 convolutions of bottlenecks, which this network lacks; got {deform}")
+        raise ValueError(f"deform applies to 3x3 convolutions of bottlenecks, and this network has none; got {deform}")
     if modulated and not deform:
-        raise ValueError("deform_modulated is about the stages in deform, which names none; set it to c3, c4 and c5")
+        raise ValueError("deform_modulated applies to the stages in deform, which names none; set it to c3, c4 and c5")
 
 
 def _stem_c(norm: NormLayer, activation: ActivationLayer) -> nn.Sequential:

@@ -29,7 +29,7 @@ STEM = 16  # channels
 
 
 class _Shake(torch.autograd.Function):
-    """A mixture whose gradient is divided by other shares than its values were."""
+    """A mixture of two maps whose gradient is split by other random shares than its values."""
 
     @staticmethod
     def forward(one: Tensor, other: Tensor, share: Tensor, share_of_gradient: Tensor) -> Tensor:
@@ -46,13 +46,13 @@ class _Shake(torch.autograd.Function):
 
 
 def shake(one: Tensor, other: Tensor) -> Tensor:
-    """Returns a mixture (N, C, H, W) of two maps; each image draws one share for it and another for its gradient."""
+    """Returns a random mixture (N, C, H, W) of two maps; values and gradient have separate shares per image."""
     shares = torch.rand(2, len(one), 1, 1, 1, device=one.device).to(one.dtype)
     return _Shake.apply(one, other, shares[0], shares[1])
 
 
 class ShakeBlock(nn.Module):
-    """A shortcut plus two branches of ReLU, 3x3 convolution, ReLU, 3x3 convolution, each half of it in a test."""
+    """A shortcut plus two branches of ReLU, 3x3 convolution, ReLU, 3x3 convolution; a test averages the branches."""
 
     def __init__(self, in_channels: int, channels: int, *, stride: int, norm: NormLayer) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class ShakeShake(ResidualNetwork):
         input_stats: how the input is normalised.
 
     Raises:
-        ValueError: for a value that is not among those above.
+        ValueError: an argument is not one of the values above.
     """
 
     pyramid = ()  # no stage has stride 8

@@ -1,7 +1,7 @@
 """Facts about every backbone: paper, size, weights, published errors; docs/backbones.md shows them.
 
-Sizes are counted, errors of torchvision's weights and timm's licences are what these libraries say, and the rest of the
-published figures stand here.
+Sizes are counted. Errors of torchvision's weights and timm's licences come from these libraries; all other published
+figures are listed here.
 
 Source: He et al. 2016, "Deep Residual Learning", tables 2, 3 and 6; README of KaimingHe/deep-residual-networks for the
 errors of the released models.
@@ -105,8 +105,8 @@ class Weights:
 
     Attributes:
         source: the value of ``weights``, or the file and where it comes from.
-        licence: as those who publish them state it.
-        top1_error: percent, one crop, as those who publish them measured it.
+        licence: as stated by the publisher.
+        top1_error: percent, one crop, as measured by the publisher.
     """
 
     source: str
@@ -123,17 +123,17 @@ _FILES = {
 
 @dataclass(frozen=True, slots=True)
 class BackboneSummary:
-    """A backbone as the catalogue has it.
+    """The catalogue entry of a backbone.
 
     Attributes:
         name: for ``build_backbone``.
         paper: short citation; empty if none is known here.
         image_size: (height, width) that it was designed to classify.
-        num_classes: of the classifier that is counted.
+        num_classes: number of classes of the counted classifier.
         parameters: learned numbers of the classifier.
-        multiply_adds: of the classifier, for an image of ``image_size``.
+        multiply_adds: those of the classifier for an image of ``image_size``.
         trunk_multiply_adds: of the trunk up to stride 16, for an image of ``DETECTION_SIZE``; None if it has none.
-        map_channels: of the map of stride 16.
+        map_channels: channels of the map of stride 16.
         weights: those that ``build_backbone`` takes.
         ten_crop_error: percent, top-1 on ImageNet, as its paper gives it.
         cifar10_error: percent, as its paper gives it.
@@ -191,7 +191,7 @@ def describe(name: str) -> BackboneSummary:
 
 
 def published_licence(name: str, weights: str) -> str | None:
-    """Returns the licence of what the backbone ``name`` loads as ``weights``; None: a file, or timm is missing."""
+    """Returns the licence of ``weights`` for the backbone ``name``; None for a file, or if timm is missing."""
     if weights == "torchvision":
         return TORCHVISION_LICENCE
     if (packaged := PACKAGES.get(weights, {}).get(name)) is not None:
@@ -221,7 +221,7 @@ def _weights(name: str, classifier: Any) -> tuple[Weights, ...]:
 
 
 def _timm_weights(model_name: str, published: Mapping[str, Any]) -> Weights:
-    """Returns those that timm takes for this name; it says no errors, but which of them are torchvision's."""
+    """Returns timm's weights for this name; timm states no errors, only which weights are torchvision's."""
     of_torchvision = published["tag"].startswith("tv_")
     error = _torchvision_error(model_name.partition(".")[0]) if of_torchvision else None
     return Weights(f"timm ({published['tag']})", published["license"] or "not stated", error)
@@ -236,10 +236,10 @@ def _torchvision_error(model_name: str) -> float:
 def count_multiply_adds(network: nn.Module, size: tuple[int, int]) -> int:
     """Returns the multiply-adds of convolutions and matrix products for one image of ``size`` (H, W), as in papers.
 
-    A deformable convolution counts as a plain one and the one that gives its offsets, without the interpolation.
+    A deformable convolution counts as a plain one plus the one for its offsets, without the interpolation.
 
-    fvcore's FlopCountAnalysis gives the same for these operations (a test holds it), but has to run the network:
-    minutes for a table of all of them.
+    fvcore's FlopCountAnalysis gives the same count for these operations (a test checks it), but runs the network,
+    which takes minutes for the whole table.
 
     Args:
         network: takes images (1, 3, H, W) and lies on the "meta" device; it is put into eval mode.

@@ -59,13 +59,13 @@ class TinyNet(Backbone):
         kernel: side of every convolution.
         out_features: stages to return.
         activation: "relu", or "prelu" with a learned slope per channel.
-        dropout: probability after the fully connected layer.
+        dropout: drop probability after the fully connected layer.
         freeze_at: number of stages, from the first, whose parameters need no gradient.
         roi_size: side of the regions for the tail; 8 is the map of an image of 64 x 64 pixels.
         input_stats: how the input is normalised.
 
     Raises:
-        ValueError: for a value that is not among those above.
+        ValueError: an argument is not one of the values above.
     """
 
     pyramid = ()  # no stages of strides 4, 8, 16, 32

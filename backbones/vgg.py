@@ -74,12 +74,12 @@ class VGG(Backbone):
         norm_eps: added to the variance.
         freeze_at: number of stages, from the first, whose parameters need no gradient; the paper's is 2 for VGG-16.
             Batch normalisation among them keeps its statistics.
-        dropout: probability in the tail.
+        dropout: drop probability in the tail.
         roi_size: side of the regions for the tail; weights trained elsewhere fit 7 only.
         input_stats: how the input is normalised.
 
     Raises:
-        ValueError: for a value that is not among those above.
+        ValueError: an argument is not one of the values above.
     """
 
     pyramid = ("c3", "c4", "c5")

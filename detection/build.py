@@ -1,7 +1,6 @@
 """Builds a detector from a config.
 
-With build_panoptic.py, build_semantic.py, build_trunk.py and build_tester.py the only readers of config among model
-code.
+Among model code, only the files build*.py read config.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ class _Kind:
     """An entry of the table of architectures."""
 
     build: Builder
-    fields: tuple[str, ...] = ()  # of objects, beside boxes and labels, that it is trained on
+    fields: tuple[str, ...] = ()  # of objects, besides boxes and labels, that it is trained on
 
 
 def build_detector(
@@ -92,7 +91,7 @@ def build_detector(
         fixed: parts that are not trained, such as "backbone" and "rpn".
 
     Raises:
-        ValueError: an option that the backbone lacks, weights that do not fit it, or a part that there is not.
+        ValueError: an option that the backbone lacks, weights that do not fit it, or an unknown part.
     """
     backbone = _backbone(config, pretrained=pretrained)
     detector = ARCHITECTURES[config.architecture].build(config, backbone, num_classes)
@@ -102,9 +101,9 @@ def build_detector(
 
 
 def compile_losses(config: DetectionConfig, model: nn.Module, say: Callable[[str], None]) -> CompiledStep:
-    """Returns ``model``, whose losses are compiled for batches as ``config`` makes them; ``say`` is told of graphs.
+    """Returns ``model`` with compiled losses for the batches of ``config``; ``say`` gets a line for every graph.
 
-    Gradients that add up over the parts of a step would lie in memory that the next part's CUDA graph writes over.
+    With solver.accumulate no CUDA graphs are recorded: the next part's graph would overwrite the summed gradients.
     """
     data = config.data
     if data.jitter is not None:
@@ -115,19 +114,19 @@ def compile_losses(config: DetectionConfig, model: nn.Module, say: Callable[[str
 
 
 def needed_fields(config: DetectionConfig, *, training: bool = False) -> tuple[str, ...]:
-    """Returns the fields of objects, beside boxes and labels, that training or testing ``config``'s detector needs."""
+    """Returns the fields of objects, besides boxes and labels, that training or testing ``config``'s detector needs."""
     fields = ARCHITECTURES[config.architecture].fields
     return tuple(dict.fromkeys((*fields, "masks"))) if training and config.data.copy_paste > 0 else fields
 
 
 def judged_fields(config: DetectionConfig) -> tuple[str, ...]:
-    """Returns the parts, beside boxes, of what ``config``'s network predicts that a test judges."""
+    """Returns the predictions of ``config``'s network, besides boxes, that a test judges."""
     maps = ("label_maps",) if config.finds_label_maps else ()
     return (*needed_fields(config), *maps, *(("panoptic",) if config.is_panoptic else ()))
 
 
 def label_names(config: DetectionConfig, class_names: Sequence[str]) -> tuple[str, ...]:
-    """Returns the classes of the label maps of ``config``'s network, of a checkpoint with ``class_names``."""
+    """Returns the label-map classes of ``config``'s network, whose checkpoint has ``class_names``."""
     if not config.finds_label_maps:
         return ()
     return (*class_names, *config.panoptic.stuff) if config.finds_objects else tuple(class_names)
@@ -158,7 +157,7 @@ def field_operations(config: DetectionConfig) -> Mapping[str, Field]:
 
 
 def with_keypoints(config: DetectionConfig, keypoints: KeypointSpec | None) -> DetectionConfig:
-    """Returns ``config`` with the names and edges of ``keypoints``, of a data set, where it has none and needs them.
+    """Returns ``config`` with names and edges of a data set's ``keypoints``, if it needs them and has none.
 
     Raises:
         ValueError: it has other names.

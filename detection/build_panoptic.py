@@ -31,7 +31,7 @@ def label_rows(config: DetectionConfig) -> tuple[str, ...]:
 
 
 def with_stuff(config: DetectionConfig, maps: LabelMaps | None) -> DetectionConfig:
-    """Returns ``config`` with the names of the stuff in ``maps``, of a data set, where it has none and needs them.
+    """Returns ``config`` with the names of the stuff in a data set's ``maps``, if it needs them and has none.
 
     Raises:
         ValueError: it has other names, or ``maps`` do not tell things from stuff.
@@ -55,11 +55,11 @@ def with_stuff(config: DetectionConfig, maps: LabelMaps | None) -> DetectionConf
 
 
 def build_merge(config: DetectionConfig, num_things: int) -> Merging | None:
-    """Returns what makes segments of what ``config``'s network finds in an image; None: it is no panoptic network.
+    """Returns the merging rule of ``config``'s panoptic network; None for other networks.
 
     Args:
         config: of the run.
-        num_things: how many classes of objects there are.
+        num_things: number of object classes.
     """
     if not config.is_panoptic:
         return None

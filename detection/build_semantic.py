@@ -1,4 +1,4 @@
-"""Builds networks that label every pixel from a config."""
+"""Builds semantic segmentation networks from a config."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DENSE_STRIDE = 8  # of the trunk, up to which DeepLabV3's rates are the wide one
 
 
 def stages_of(config: DetectionConfig) -> tuple[str, ...]:
-    """Returns the stages of the trunk that fcn and deeplabv3 look at: the last, and for a second head the one before.
+    """Returns the stages of the trunk that fcn and deeplabv3 read: the last, and for a second head the one before.
 
     Raises:
         ValueError: the backbone has no stages of strides 4, 8, ..
@@ -33,8 +33,8 @@ def stages_of(config: DetectionConfig) -> tuple[str, ...]:
         stages = pyramid_features(name)
     except ValueError as error:
         raise ValueError(
-            f"architecture {config.architecture} looks at stages of strides 4, 8, .., which backbone.name {name} "
-            "lacks; choose another"
+            f"architecture {config.architecture} needs stages of strides 4, 8, .., which backbone.name {name} "
+            "lacks; choose another backbone"
         ) from error
     return stages[-2 if config.semantic.aux_weight > 0 else -1 :]
 

@@ -31,14 +31,14 @@ __all__ = [
 
 
 def build_norm(kind: Literal["bn", "gn", "sync_bn"] | None) -> NormLayer | None:
-    """Returns what makes norm layers of ``kind``; None for none."""
+    """Returns the constructor of norm layers of ``kind``; None for none."""
     return None if kind is None else make_norm(kind, eps=1e-5)
 
 
 def build_box_stage(
     config: BoxConfig, backbone: Backbone, positive_iou: float, *, factor: int, num_classes: int
 ) -> BoxStage:
-    """Returns the box stage, of which the coder's weights are ``factor`` times those of ``config``."""
+    """Returns the box stage; its coder's weights are ``factor`` times those of ``config``."""
     spec = list(backbone.specs.values())[-1]
     if config.head == "tail":
         tail = backbone.tail()
@@ -103,7 +103,7 @@ def build_masked_stage(config: DetectionConfig, backbone: Backbone, *, num_class
 def build_mask_stage(
     config: DetectionConfig, backbone: Backbone, box_stage: BoxStage, *, num_classes: int
 ) -> MaskStage:
-    """Returns the mask branch beside ``box_stage``."""
+    """Returns the mask branch of a detector with ``box_stage``."""
     mask, spec = config.mask, list(backbone.specs.values())[-1]
     shared = config.box.head == "tail"  # then the masks see what the tail has made of the regions
     pooler = RegionPooler(
@@ -154,8 +154,8 @@ def build_keypoint_stage(config: DetectionConfig, backbone: Backbone) -> Keypoin
     keypoint, box = config.keypoint, config.box
     if not keypoint.names:
         raise ValueError(
-            "keypoint.names is empty, and a detector of keypoints must know how many; training takes them from the "
-            "data set; else give them, such as keypoint.names=[nose,tail]"
+            "keypoint.names is empty, but a keypoint detector needs their number; training takes them from the "
+            "data set; otherwise give them, such as keypoint.names=[nose,tail]"
         )
     return KeypointStage(
         RegionPooler(_pooled(backbone), keypoint.pool_size, kind=box.pool, sampling_ratio=box.sampling_ratio),
@@ -169,6 +169,6 @@ def build_keypoint_stage(config: DetectionConfig, backbone: Backbone) -> Keypoin
 
 
 def _pooled(backbone: Backbone) -> list[int]:
-    """Returns strides of the features that regions are pooled from: all, but of a pyramid not its coarse levels."""
+    """Returns strides of the features that regions are pooled from: all but the coarse levels of a pyramid."""
     pooled = backbone.body if isinstance(backbone, FPN) else backbone
     return [spec.stride for spec in pooled.specs.values()]

@@ -21,10 +21,10 @@ __all__ = ["build_image_tester", "build_postprocessor", "build_tester", "slice_i
 
 
 def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -> nn.Module:
-    """Returns what tests one detector or an ensemble as ``config`` describes.
+    """Returns the test pipeline of one detector or an ensemble, as ``config`` describes.
 
     Raises:
-        ValueError: a test-time method or an ensemble of an architecture that can't take part in it.
+        ValueError: an architecture does not support a test-time method or an ensemble.
     """
     methods = Methods(refine=config.refine, scales=config.scales, flip=config.flip)
     if all(isinstance(detector, RegionVerbs) for detector in detectors):
@@ -34,7 +34,7 @@ def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -
     if all(isinstance(detector, SemanticNetwork) for detector in detectors) and not config.refine:
         return LabelTester(detectors, scales=config.scales, flip=config.flip)
     raise ValueError(
-        "test.refine, test.scales, test.flip and ensembles look at regions, which "
+        "test.refine, test.scales, test.flip and ensembles need regions, which "
         f"{', '.join(detector.name for detector in detectors)} lacks; leave them at their defaults"
     )
 
@@ -42,9 +42,9 @@ def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -
 def build_image_tester(
     config: DetectionConfig, detectors: Sequence[Architecture], *, say: Callable[[str], None] | None = None
 ) -> nn.Module:
-    """Returns ``build_tester``'s, over the windows of images at full size where ``config.test.slice`` is set.
+    """Returns ``build_tester``'s pipeline, over the windows of full-size images if ``config.test.slice`` is set.
 
-    With ``say``, which is told of it, the tester is compiled where ``config.test.compile`` asks for it.
+    With ``say``, which gets a line for every graph, it is compiled if ``config.test.compile`` is set.
 
     Raises:
         ValueError: as ``build_tester``.
@@ -57,7 +57,7 @@ def build_image_tester(
 
 
 def slice_images(config: DetectionConfig, detect: Callable[[ImageBatch], list[Detections]]) -> Sliced:
-    """Returns what finds objects in images of full size, by ``detect``, in windows as ``config.test.slice`` says.
+    """Returns a detector of full-size images, which runs ``detect`` on windows as ``config.test.slice`` says.
 
     Args:
         config: with ``test.slice``.
@@ -70,7 +70,7 @@ def slice_images(config: DetectionConfig, detect: Callable[[ImageBatch], list[De
 
 
 def build_postprocessor(config: PostprocessConfig) -> Postprocessor:
-    """Returns what picks detections among scored boxes."""
+    """Returns the postprocessor, which selects detections among scored boxes."""
     return Postprocessor(
         score_threshold=config.score_threshold,
         nms_iou=config.nms_iou,

@@ -32,7 +32,7 @@ def build_plain_backbone(
 
     Args:
         config: of the backbone; its weights may be the directory of a run of ``resdet pretrain``, or a checkpoint
-            of it, if that had the same options where they change what weights mean; or an address hf://NAME/REPO.
+            of it, if its options that change the meaning of weights were the same; or an address hf://NAME/REPO.
         pretrained: load the weights; False where those of a whole model follow.
         out_features: stages to return; None for the backbone's own default.
 
@@ -61,7 +61,7 @@ def build_plain_backbone(
 
 
 def local_weights(weights: str) -> str:
-    """Returns ``weights`` as they are if they have a library's name, else where they lie on this machine.
+    """Returns ``weights`` unchanged if they have a library's name, else their path on this machine.
 
     Raises:
         ValueError, ConnectionError, ImportError: as ``local_path``.
@@ -84,7 +84,7 @@ def weights_of_run(run: Path) -> dict[str, Tensor]:
 
 
 def file_of_a_run(config: BackboneConfig, *, check: bool) -> Path | None:
-    """Returns the weights of ``config`` where a run of ours made them; None for others, and for a run that is gone.
+    """Returns the weights file of ``config`` if a run of ours made it; None for others, and for a missing run.
 
     Raises:
         ValueError: with ``check``, it trained a network of other options.

@@ -1,6 +1,6 @@
-"""The command ``resdet``: parses, calls the task that is asked for, prints; mistakes are told in one line.
+"""The command ``resdet``: parses, calls a task and prints; an error takes one line.
 
-Nothing on the way to a config imports PyTorch, so that help and mistakes take no time.
+No module that parses arguments or a config imports PyTorch, so that help and errors are fast.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line."""
+    """Reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; {self.prog} --help shows what it takes\n")
@@ -106,7 +106,7 @@ class _Version(argparse.Action):
 
 
 def _is_expected(error: BaseException) -> bool:
-    """Returns true for what a user, a file or the machine causes, false for a fault of ours."""
+    """Tells whether ``error`` comes from the user, a file or the machine, and not from a bug."""
     if isinstance(error, (ValueError, OSError, MemoryError, ImportError, KeyboardInterrupt, StoppedError)):
         return True
     if not isinstance(error, RuntimeError):
@@ -132,7 +132,7 @@ def _report(error: BaseException) -> int:
 
 
 def _stdout_is_closed() -> bool:
-    """Returns true where nobody reads the output any more; Python then has nowhere left to write at its end."""
+    """Tells whether nobody reads the output any more; Python then could not flush it at exit."""
     if not hasattr(select, "poll"):  # Windows
         return False
     stdout = sys.stdout.fileno()

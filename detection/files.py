@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, checksums of what lies in them, and a check before they are opened."""
+"""Writes files whole or not at all, computes checksums of contents, and checks files before they are opened."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["digest", "require_file", "write_text", "write_whole"]
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a temporary file beside ``path``, syncs and renames it; an error leaves ``path`` alone.
+    """Lets ``write`` fill a temporary file next to ``path``, syncs and renames it; an error leaves ``path`` alone.
 
     Raises:
         OSError: it can't be written; the message says how much space is left.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.unlink(missing_ok=True)  # what a process that was killed left may be for its owner alone
+        temporary.unlink(missing_ok=True)  # leftovers of a killed process may be for their owner alone
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)

@@ -19,7 +19,7 @@ __all__ = ["NAME", "Address", "local_path", "parse_address", "results_folder", "
 
 READ = (".safetensors", ".yaml", ".json", ".onnx", ".xml", ".bin")  # .bin: OpenVINO's weights, plain numbers
 RUN = ("checkpoints/*.safetensors", "config.yaml", "result.json", "test/result.json")
-RESULTS = Path("output/hub")  # of tests of what lies in the cache
+RESULTS = Path("output/hub")  # results of tests of cached weights
 NAME = r"[A-Za-z0-9][\w.-]*"
 # Path() makes one slash of two.
 ADDRESS = re.compile(
@@ -47,21 +47,21 @@ class Address:
 
 
 def parse_address(text: str | Path) -> Address | None:
-    """Returns the address that ``text`` is; None: a path.
+    """Parses the address ``text``; None for a path.
 
     Raises:
-        ValueError: it starts as an address and is none.
+        ValueError: it starts like an address but is none.
     """
     if not str(text).startswith(("hf:/", "hf:\\")):
         return None
     match = ADDRESS.fullmatch(str(text).replace("\\", "/"))
     if match is None or ".." in PurePosixPath(match["inside"] or "").parts:
-        raise ValueError(f"{str(text)!r} is no address of the hub: give hf://NAME/REPO, hf://NAME/REPO@REVISION/PATH")
+        raise ValueError(f"{str(text)!r} is no address of the hub; give hf://NAME/REPO or hf://NAME/REPO@REVISION/PATH")
     return Address(match["repo"], match["revision"], match["inside"] or "")
 
 
 def local_path(path: str | Path) -> Path:
-    """Returns ``path``; of an address of the hub, the downloaded file or folder in huggingface_hub's cache.
+    """Returns ``path``, or for an address of the hub the downloaded file or folder in huggingface_hub's cache.
 
     Raises:
         ValueError: no such repository or revision, no access to it, or no files of ours in it.
@@ -73,7 +73,7 @@ def local_path(path: str | Path) -> Path:
 
 
 def results_folder(weights: str | Path, folder: Path) -> Path:
-    """Returns ``folder``, beside the ``weights``; where these are in the hub's cache, one below output/hub."""
+    """Returns ``folder`` for results of local ``weights``; for weights on the hub, a folder below output/hub."""
     address = parse_address(weights)
     if address is None:
         return folder
@@ -87,7 +87,7 @@ def upload(repo: str, files: Mapping[str, Path], *, public: bool, message: str) 
     Args:
         repo: NAME/REPO.
         files: path in the repository -> file.
-        public: everybody may see the repository.
+        public: make the repository visible to everybody.
         message: of the commit.
 
     Raises:
@@ -106,14 +106,14 @@ def upload(repo: str, files: Mapping[str, Path], *, public: bool, message: str) 
             api.create_repo(repo, private=not public)
         else:
             if not private and not public:
-                raise ValueError(f"{repo} is there and public; give --public to push to it, or choose another name")
+                raise ValueError(f"{repo} exists and is public; give --public to push to it, or choose another name")
         adding = [hub.CommitOperationAdd(name, path) for name, path in files.items()]
         api.create_commit(repo, adding, commit_message=message)
     return str(Address(repo))
 
 
 def _download(address: Address) -> Path:
-    """Returns the path in the cache of what ``address`` means."""
+    """Downloads ``address`` and returns its path in the cache."""
     hub, inside = _library(str(address)), address.inside
     folder = [f"{inside}/*{suffix}" for suffix in READ]
     wanted = [*RUN] if not inside else [inside] if inside.endswith(READ) else folder
@@ -135,7 +135,7 @@ def _download(address: Address) -> Path:
 
 @contextmanager
 def _told(address: Address, doing: str) -> Iterator[None]:
-    """Tells the errors of huggingface_hub with the value and the repair."""
+    """Raises errors of huggingface_hub again, with the value and the repair."""
     hub = _library(str(address))
     login = "private ones need a token with access: run `hf auth login` or set HF_TOKEN"
     try:
@@ -173,4 +173,4 @@ def _library(need: str) -> Any:
     try:
         return importlib.import_module("huggingface_hub")
     except ImportError as error:
-        raise ImportError(f"{need} takes huggingface_hub: pip install 'resdet[hub]' ({error})") from error
+        raise ImportError(f"{need} needs huggingface_hub; pip install 'resdet[hub]' ({error})") from error

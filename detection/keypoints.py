@@ -75,14 +75,14 @@ class KeypointSpec:
 
     @property
     def mirrored(self) -> tuple[int, ...]:
-        """Returns which keypoint (J,) each one is in a mirror image: that of the other side, else itself."""
+        """Returns the keypoint (J,) that each one becomes under a flip: the one of the other side, else itself."""
         places = {name: place for place, name in enumerate(self.names)}
         others = (SIDE.sub(lambda found: OTHER_SIDE[found[0]], name) for name in self.names)
         return tuple(places.get(other, own) for own, other in enumerate(others))
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """Returns "left" or "right" (J,) of keypoints that have another on the other side, else ""."""
+        """Returns "left" or "right" (J,) of keypoints with a counterpart on the other side, else ""."""
         words = (SIDE.search(name) for name in self.names)
         own = ("" if word is None else word[0].lower() for word in words)
         return tuple(

@@ -1,4 +1,4 @@
-"""Draws label maps: a colour for each class over the image, borders, and a legend of what is there.
+"""Draws label maps: a colour for each class over the image, borders, and a legend of the classes present.
 
 Shapes: H W height and width of an image, K classes.
 """

@@ -1,4 +1,4 @@
-"""Letters on images: of a height that grows with the image, black or white on a coloured ground.
+"""Draws letters on images: their height grows with the image; they are black or white on a coloured ground.
 
 Shapes: H W height and width of an image, h w those of a line of letters.
 """

@@ -82,7 +82,7 @@ def _neighbours(low: Tensor, high: Tensor, side: int, limit: int) -> Iterator[tu
     places = (torch.arange(side * SAMPLES, device=low.device) + 0.5) / (side * SAMPLES)
     samples = low[:, None] + places * (high - low)[:, None]
     seen = (samples >= 0) & (samples <= limit)
-    centres = (samples - 0.5).clamp(0, limit - 1)  # in the half pixel at a border the mask goes on as it is
+    centres = (samples - 0.5).clamp(0, limit - 1)  # in the half pixel at a border the mask continues unchanged
     before = centres.floor()
     share = centres - before
     for shift, weight in ((0, 1 - share), (1, share)):

@@ -69,7 +69,7 @@ def _interpolation(low: float, high: float, cells: int, limit: int, *, fades: bo
     """Returns the pixels 0..limit-1 whose centres ``cells`` over ``low``..``high`` reach, and their weights.
 
     The weights (pixels, cells) interpolate between the centres of cells.  In the half cell at a border of the box the
-    last cell goes on as it is; or it fades, as if zeros lay around the box, over half a cell outside it too.
+    last cell continues unchanged; or it fades, as if zeros lay around the box, over half a cell outside it too.
     A box without area reaches no pixel.
     """
     beyond = (high - low) / (2 * cells) if fades else 0.0

@@ -40,10 +40,10 @@ def to_rle(segmentation: object, size: tuple[int, int], *, may_be_empty: bool = 
         segmentation: polygons [[x, y, x, y, ...], ...] in pixels, whose union is the mask, or an RLE
             {"size": [height, width], "counts": run lengths, plain or compressed}.
         size: (height, width) of the image.
-        may_be_empty: a mask without a pixel is no error, as of a detection.
+        may_be_empty: accept a mask without a pixel, such as a detection's.
 
     Raises:
-        ValueError: a polygon with fewer than 3 points or no finite numbers, outlines longer than any object's, run
+        ValueError: a polygon with fewer than 3 points or not finite, outlines longer than any object's, run
             lengths that do not fill the image, or a mask without a pixel.
     """
     if isinstance(segmentation, Mapping):

@@ -44,24 +44,24 @@ class Batched:
         return self._changed(Tensor.pin_memory)
 
     def trimmed(self) -> Self:
-        """Returns itself without the last columns that are padding in every image, except one; waits for a GPU."""
+        """Returns a copy without the last columns that are padding in every image, except one; waits for a GPU."""
         used = self.valid.any(dim=0)
         width = int((torch.arange(1, len(used) + 1, device=used.device) * used).amax().clamp(min=1))
         return self._with_columns(lambda values: values[:, :width])
 
     def widened(self, count: int) -> Self:
-        """Returns itself with columns of padding added up to ``count``."""
+        """Returns a copy padded to ``count`` columns."""
         return self._with_columns(lambda values: _widened(values, count))
 
     def copied(self) -> Self:
-        """Returns itself with memory of its own."""
+        """Returns a copy with memory of its own."""
         return self._changed(Tensor.clone)
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, **{name: change(values) for name, values in present(self).items()})
 
     def _with_columns(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Returns itself with the columns (N, M, ...) of objects changed, and what belongs to whole images as it is."""
+        """Returns a copy with ``change`` applied to the columns (N, M, ...) of objects; fields of whole images stay."""
         whole = {name: values for name, values in present(self).items() if name in OF_IMAGES}
         return replace(replace(self, **dict.fromkeys(whole))._changed(change), **whole)
 
@@ -103,7 +103,7 @@ class Targets(Batched):
         return padded._with_masks(masks) if len(masks) == len(targets) else padded  # its own
 
     def framed(self, count: int, masks: int, size: tuple[int, int]) -> Self:
-        """Returns itself with G = ``count`` and, where there are masks, T = ``masks`` of ``size`` (height, width)."""
+        """Returns a copy with G = ``count`` and, if there are masks, T = ``masks`` of ``size`` (height, width)."""
         wide = replace(self, masks=None).widened(count)
         if self.label_maps is not None:
             wide = replace(wide, label_maps=_framed(self.label_maps, size, VOID))

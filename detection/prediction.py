@@ -30,17 +30,17 @@ class Prediction:
     """Detections of one image, best first, in its own pixels.
 
     Attributes:
-        picture: where they were looked for; without pixels where it can't be read.
+        picture: the image; without pixels if it can't be read.
         detections: boxes, scores, labels; no row where there is an ``error``.
         class_names: K names.
         masks: (D,) of the whole image, where the detector finds masks.
         keypoint_spec: names and edges of ``keypoints``, where the detector finds them.
         label_map: (H, W) uint8 the class of each pixel, a number into ``label_names``; 255 where nothing is predicted.
-            Of networks that predict label maps, which need not find objects.
+            Only of networks that predict label maps, which need not find objects.
         label_names: of ``label_map``; of panoptic networks the ``class_names``, then stuff.
         segments: of which a panoptic ``label_map`` is made.
         error: why there is no detection, or "".
-        note: about the detections, for a corner of a picture, such as their least score.
+        note: text about the detections for a corner of a picture, such as their least score.
     """
 
     picture: Picture
@@ -79,12 +79,12 @@ class Prediction:
 
     @property
     def names(self) -> list[str]:
-        """The class of each detection."""
+        """The class name of each detection."""
         return [self.class_names[label] for label in self.labels.tolist()]
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of the pixels that each class of ``label_map`` has, the largest first; none where it has none."""
+        """The share of pixels of each class of ``label_map``, the largest first; empty without a label map."""
         if self.label_map is None:
             return {}
         counts = np.bincount(self.label_map.ravel(), minlength=256)[: len(self.label_names)]

@@ -51,7 +51,7 @@ class TorchDetect:
 
     Args:
         tester: an Architecture, or what ``build_tester`` or ``slice_images`` returns.
-        device: where it is put.
+        device: device that it is moved to.
         precision: of autocast.
     """
 
@@ -66,7 +66,7 @@ class TorchDetect:
 
 
 class Predictor:
-    """Detections of images from anywhere.
+    """Detects objects in files, addresses, arrays, folders, videos and cameras.
 
         predictor = Predictor.load("output/bccd/resnet18_c4")
         found = predictor("cells.jpg")
@@ -77,13 +77,13 @@ class Predictor:
     Args:
         detect: the detector.
         class_names: K names.
-        resize: to the scale of ``detect``.
-        threshold: of detections, where a call gives none.
-        mask_geometry: by which masks come onto an image.
+        resize: resizes images to the scale of ``detect``.
+        threshold: score threshold of detections, if a call gives none.
+        mask_geometry: geometry by which masks are pasted onto an image.
         keypoint_spec: names and edges of keypoints, where ``detect`` finds them.
         label_names: the classes of label maps, where ``detect`` predicts them; without ``merge`` it finds no objects.
-        merge: makes segments of objects and label map, of a panoptic network.
-        batch_size: images, or frames, that ``stream`` looks at at once.
+        merge: merges objects and label map of a panoptic network into segments.
+        batch_size: images, or frames, that ``stream`` processes at once.
     """
 
     def __init__(
@@ -126,12 +126,12 @@ class Predictor:
                 file, or its folder, which runs in its own runtime on the CPU; or an address
                 ``hf://NAME/REPO[@REVISION][/PATH]`` of one of these.
             device: "auto" is CUDA where there is one.
-            batch_size: images that ``stream`` looks at at once.
+            batch_size: images that ``stream`` processes at once.
             test: keys of the config's section "test" with other values, such as ``slice=800``.
 
         Raises:
-            ValueError: there is none, or it can't be read; an unknown key or a wrong value of ``test``; CUDA is asked
-                for and missing.
+            ValueError: ``weights`` are missing or can't be read; an unknown key or a wrong value of ``test``; CUDA is
+                asked for and missing.
             ConnectionError: the hub can't be reached, and its cache lacks the files.
         """
         weights = local_path(weights)
@@ -192,12 +192,12 @@ class Predictor:
 
         Args:
             source: a file, an address, an array (H, W, 3) uint8 RGB or a PIL image, or a list of them.
-            min_score: detections below are left out; None: ``threshold``.  0: all that the config's
-                ``test.score_threshold`` lets through.
+            min_score: least score of detections; None: ``threshold``.  0: all above the config's
+                ``test.score_threshold``.
 
         Raises:
             ImageError: the image can't be read, or is a folder, a video or a camera, which ``stream`` takes.
-            ValueError: an array that is no image, or a class in ``min_score`` that there is not.
+            ValueError: an array that is no image, or an unknown class in ``min_score``.
         """
         if isinstance(source, Sequence) and not isinstance(source, str):
             return list(self.stream(source, min_score=min_score))
@@ -217,10 +217,10 @@ class Predictor:
         Args:
             sources: as ``__call__`` takes them, or folders, videos, and numbers of cameras.
             min_score: as in ``__call__``.
-            max_frames: of each video and camera; None: all.
+            max_frames: most frames of each video and camera; None: all.
 
         Raises:
-            ValueError: a class in ``min_score`` that there is not; later, an array that is no image.
+            ValueError: an unknown class in ``min_score``; later, an array that is no image.
         """
         return self._stream(pictures(sources, max_frames=max_frames), self._scores(min_score), self._note(min_score))
 
@@ -245,7 +245,7 @@ class Predictor:
     def _predict(self, part: Sequence[Picture], scores: Tensor, note: str) -> list[Prediction]:
         """Returns the predictions of pictures that were read.
 
-        Those of one size are looked at together: padding would change what a network with group normalisation finds.
+        Only images of one size share a batch: padding would change the results of a network with group normalisation.
         """
         images = [picture.pixels for picture in part if picture.pixels is not None]
         resized = [self._resize(image, _nothing(), seed=())[0] for image in images]
@@ -264,7 +264,7 @@ class Predictor:
     def _on_image(
         self, picture: Picture, image: NDArray[np.uint8], found: Detections, scores: Tensor, note: str
     ) -> Prediction:
-        """Returns what is ``found``, in pixels of the ``image``, from the least ``scores`` (K,) on."""
+        """Returns the detections in ``found`` of at least ``scores`` (K,), in pixels of the ``image``."""
         own = replace(found, label_scores=None)[found.scores >= scores[found.labels]]
         labels = self._labelled(found, _size(image))
         return Prediction(

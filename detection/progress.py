@@ -1,6 +1,6 @@
-"""Progress: a live bar on a terminal, and a plain line now and then elsewhere.
+"""Shows progress: a live bar on a terminal, and a plain line at intervals elsewhere.
 
-Bars may stand inside each other, as that of an evaluation in a training's, since all are drawn on SCREEN.
+Bars may be nested, such as an evaluation's in a training's, since all are drawn on SCREEN.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SECONDS_PER_LINE = 60.0  # where lines can't be drawn over
 
 
 class Screen(Console):
-    """Draws only on terminals, whatever the environment says of colours, and falls silent where nobody reads.
+    """Draws only on terminals, whatever colour variables the environment has, and goes silent if nobody reads.
 
-    With stdout closed, as by ``| head`` or with its terminal, rich would end the program.
+    If stdout is closed, as by ``| head`` or with its terminal, rich alone would end the program.
     """
 
     def __init__(self) -> None:
@@ -57,13 +57,13 @@ SCREEN = Screen()
 
 
 class Pace:
-    """Tells the time left from what was done since the first look."""
+    """Estimates the time left from the progress since the first call."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
 
     def left(self, done: int, total: int | None) -> timedelta | None:
-        """Returns the time until ``total``, in whole seconds; None as long as it can't be told."""
+        """Returns the time until ``total``, in whole seconds; None while it is unknown."""
         now = time.monotonic()
         if self._first is None:
             self._first = (done, now)
@@ -75,11 +75,11 @@ class Pace:
 
 @contextmanager
 def bar(what: str, total: int | None = None, *, unit: str = "images") -> Iterator[Move]:
-    """Shows how far ``what`` has come while the block runs; yields what is called with the number done.
+    """Shows the progress of ``what`` while the block runs; yields a function to call with the number done.
 
     Args:
-        what: is done, such as "testing".
-        total: to do; None: not known yet.
+        what: the activity, such as "testing".
+        total: number to do; None: not known yet.
         unit: of both; "bytes" are shown as kB, MB and GB.
     """
     pace, said_at = Pace(), time.monotonic()
@@ -103,7 +103,7 @@ def bar(what: str, total: int | None = None, *, unit: str = "images") -> Iterato
 def tracked(
     items: Iterable[T], what: str, *, total: int, count: Callable[[T], int], shown: bool = True
 ) -> Iterator[Iterable[T]]:
-    """Gives ``items`` under a bar while the block runs, unless it is not ``shown``; each is ``count`` of ``total``."""
+    """Yields ``items`` with a bar, if ``shown``, while the block runs; each item counts ``count`` of ``total``."""
     if not shown:
         yield items
         return

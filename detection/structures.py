@@ -97,8 +97,8 @@ class ImageBatch:
     Attributes:
         pixels: (N, 3, H, W) uint8 RGB, of any memory format.
         sizes: (N, 2) int64, height and width of each image without its padding.
-        seeds: (N,) int64, of the random choice among each image's anchors and regions in training; None: from torch's
-            own generator.
+        seeds: (N,) int64, which seed the sampling of each image's anchors and regions in training; None: from torch's
+            random generator.
     """
 
     pixels: Tensor
@@ -144,7 +144,7 @@ class ImageBatch:
         return [(int(height), int(width)) for height, width in self.sizes.cpu().numpy()]
 
     def draw_seeds(self) -> Tensor:
-        """Returns ``seeds``, or (N,) others of torch's own generator."""
+        """Returns ``seeds``, or new ones (N,) from torch's random generator."""
         return torch.randint(2**31, (len(self),), device=self.pixels.device) if self.seeds is None else self.seeds
 
     def to(self, device: torch.device | str) -> Self:

@@ -46,8 +46,8 @@ def draw_record(
 ) -> NDArray[np.uint8]:
     """Returns a copy of ``image`` (H, W, 3) RGB, ``scale`` times as large, with the boxes of ``record``.
 
-    They are thin white for the ground truth, and of a colour per class for detections of at least ``min_score``, with
-    name, score and, where it has them, mask and keypoints.
+    Boxes of the ground truth are thin and white.  Detections of at least ``min_score`` have a colour per class, with
+    name, score and, if present, mask and keypoints.
     """
     shown = record.scores >= min_score
     masks = None if record.masks is None else [record.masks[row] for row in np.flatnonzero(shown)]

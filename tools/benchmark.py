@@ -1,12 +1,12 @@
-"""Time a Faster R-CNN ResNet-50 FPN against torchvision's, with the same weights, in one process.
+"""Times a Faster R-CNN ResNet-50 FPN against torchvision's, with the same weights, in one process.
 
-Prints seconds per image of a test, seconds per training step, and how much memory each adds, theirs and ours, and the
-ratios: ours in both layouts and, with --compile, compiled.  All take turns, so that a busy machine slows all.  Of a
-test also the share of the machine's matrix rate: operations over seconds, against a product of 2,048 x 2,048.
+Prints seconds per image of a test, seconds per training iteration, and the memory that each adds, theirs and ours, and
+the ratios: ours in both layouts and, with --compile, compiled.  All take turns, so that a busy machine slows all.  For
+a test it also prints the share of the machine's matrix rate: operations per second against a product of 2,048 x 2,048.
 
 With --counts, counts the operators that a step (forward, losses and backward, in float32, without the optimizer) and a
-test dispatch instead, and how often a GPU would wait in them: all detectors at 1, 2 and 8 images.  It takes the way of
-a GPU on any device, and small images and few regions: the counts of fixed shapes do not depend on them.
+test dispatch instead, and how often a GPU would wait in them: all detectors at 1, 2 and 8 images.  It takes the code
+path of a GPU on any device, with small images and few regions, as counts of fixed shapes do not depend on them.
 
 examples:
   python tools/benchmark.py
@@ -104,7 +104,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def variants(ours: Mapping[str, Architecture], kind: str, side: int, compiled: bool) -> dict[str, nn.Module]:
-    """Returns our detectors that are timed, by name: in both layouts, and the channels-last one compiled."""
+    """Returns our timed detectors by name: in both layouts, and the channels-last one compiled."""
     found: dict[str, nn.Module] = dict(ours)
     if compiled:
         frames, wrap = Frames.of_scale(side, side * 4 // 3), CompiledStep if kind == "step" else CompiledTest
@@ -113,7 +113,7 @@ def variants(ours: Mapping[str, Architecture], kind: str, side: int, compiled: b
 
 
 def matrix_call(device: str) -> Call:
-    """Returns a product of two matrices, the highest rate of the machine that a program reaches easily."""
+    """Returns a product of two matrices, which easily reaches the highest rate of the machine."""
     left, right = torch.rand(2, MATRIX, MATRIX, device=device)
     return lambda: torch.mm(left, right)
 
@@ -135,7 +135,7 @@ def seconds_of(call: Callable[[], None], device: str) -> float:
 
 
 def memory_of(call: Callable[[], None], device: str) -> float:
-    """Returns GiB of tensors that one call needs at its peak, beyond what was there."""
+    """Returns the peak GiB of tensors of one call, beyond those before it."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -189,7 +189,7 @@ def time_all(args: argparse.Namespace) -> None:
 
 @contextmanager
 def torchvision_on_gpu() -> Iterator[None]:
-    """Lets torchvision choose its NMS as it does on a GPU."""
+    """Makes torchvision choose its NMS as on a GPU."""
     one_by_one, at_once = torchvision_boxes._batched_nms_vanilla, torchvision_boxes._batched_nms_coordinate_trick
 
     def choose(boxes: Tensor, *others: Any) -> Tensor:
@@ -231,9 +231,9 @@ def count_theirs(name: str) -> Rows:
 def count_rows(
     model: nn.Module, calls: Callable[[int], Calls], path: Callable[[], AbstractContextManager[None]]
 ) -> Rows:
-    """Returns the counts of a step and of a test; ``calls`` gives what makes losses and what finds objects.
+    """Returns the counts of a step and of a test; ``calls`` returns the functions for losses and for detections.
 
-    ``path`` makes the context under which it takes the way of a GPU on any device.
+    ``path`` returns the context under which any device takes the code path of a GPU.
     """
     rows: Rows = {"step": {}, "test": {}}
     for images in (IMAGES[0], *IMAGES):  # the first goes twice, the second time with what is kept between steps

@@ -1,7 +1,7 @@
 """Times COCO's metric on made-up detections: this project's, pycocotools' and faster-coco-eval's, in one process.
 
-The sets have crowds, 80 classes and detections around objects and elsewhere; the numbers of all programs are compared.
-faster-coco-eval is timed where it is installed (pip install faster-coco-eval).
+The sets have crowds, 80 classes, and detections around objects and elsewhere.  The metrics of all programs are
+compared.  faster-coco-eval is timed if it is installed (pip install faster-coco-eval).
 
 examples:
   python tools/benchmark_evaluation.py
@@ -56,7 +56,7 @@ def make_records(images: int, objects: int, detections: int, *, masks: bool) -> 
 
 
 def _record(rng: np.random.Generator, image_id: int, num_objects: int, num_detections: int) -> Record:
-    """Returns two of three detections lie around an object, most of them under its name."""
+    """Returns a record: two of three detections lie around an object, most of them with its class."""
     gt_boxes = _boxes(rng, num_objects)
     gt_labels = rng.choice(CLASSES, 4)[rng.integers(0, 4, num_objects)]  # an image shows few classes
     boxes, labels = _boxes(rng, num_detections), rng.integers(0, CLASSES, num_detections)
@@ -87,7 +87,7 @@ def _boxes(rng: np.random.Generator, count: int) -> np.ndarray[Any, Any]:
 
 
 def _ellipses(rng: np.random.Generator, boxes: np.ndarray[Any, Any]) -> tuple[RLE, ...]:
-    """Returns masks of the whole image with an outline that is a little rough, inside ``boxes``."""
+    """Returns masks of the whole image with slightly rough outlines inside ``boxes``."""
     masks = []
     for x1, y1, x2, y2 in boxes.astype(np.float64):
         canvas = np.zeros(SIZE, np.uint8, order="F")
@@ -125,7 +125,7 @@ def coco_inputs(records: Sequence[Record], iou_type: IouType) -> tuple[dict[str,
 def time_other(
     coco_class: Any, eval_class: Any, data: dict[str, Any], results: list[dict[str, Any]], iou_type: IouType
 ) -> tuple[float, list[float]]:
-    """Returns the seconds from results to the twelve numbers, and these; reading the annotations is not timed."""
+    """Returns the seconds from results to the twelve metrics, and the metrics; reading annotations is not timed."""
     with redirect_stdout(io.StringIO()):
         truth = coco_class()
         truth.dataset = data
@@ -140,7 +140,7 @@ def time_other(
 
 
 def fastest(run: Callable[[], tuple[float, list[float]]], times: int) -> tuple[float, list[float]]:
-    """Returns the least seconds of several runs, and the numbers."""
+    """Returns the smallest seconds of several runs, and the metrics."""
     return min((run() for _ in range(times)), key=lambda outcome: outcome[0])
 
 

@@ -1,11 +1,11 @@
-"""Compare exported detectors with PyTorch, on images of a folder: what they find, and how long they take.
+"""Compares detections and times of exported detectors with PyTorch, on images of a folder.
 
-Of each family, with random weights that find many objects, prints the greatest differences on all images and the sizes
-of the files; of a RUN those alone.
+For each family, with random weights that find many objects, prints the largest differences on all images and the sizes
+of the files; for a RUN only those of its detector.
 
-With --time, prints the CPU time of an image instead, of a Mask R-CNN with torchvision's weights layout or of RUN: in
+With --time, prints the CPU time per image instead, for a Mask R-CNN with torchvision's weights layout or for RUN: in
 PyTorch, eager and, with --compile, compiled, in torchvision (the same random weights), ONNX Runtime and OpenVINO. All
-take turns in one process of one thread, on the images of the most usual size, which is the frame of the exports.
+take turns in one process with one thread, on images of the most frequent size, which is the frame of the exports.
 
 examples:
   python tools/benchmark_export.py DATA/coco128/images/train2017
@@ -99,7 +99,7 @@ def make_torchvision(backbone: str) -> tuple[nn.Module, Checkpoint[DetectionConf
 
 
 def build(checkpoint: Checkpoint[DetectionConfig]) -> FasterRCNN | OneStage:
-    """Returns its detector."""
+    """Returns the detector of a checkpoint."""
     detector = build_detector(checkpoint.config, len(checkpoint.class_names), pretrained=False).eval()
     load_detector_weights(detector, checkpoint, checkpoint.class_names)
     assert isinstance(detector, FasterRCNN | OneStage)
@@ -113,7 +113,7 @@ def write_both(
     size: tuple[int, int],
     batch: int,
 ) -> dict[str, Exported]:
-    """Returns what ``resdet export`` writes of both formats, OpenVINO's from the ONNX file, to save a capture."""
+    """Writes the export of both formats, OpenVINO from the ONNX file to save a capture, and opens them."""
     facts = describe_export(
         checkpoint, detector, format="onnx", precision="fp32", size=size, batch=batch, licence="none"
     )
@@ -124,7 +124,7 @@ def write_both(
 
 @torch.inference_mode()
 def print_differences(name: str, checkpoint: Checkpoint[DetectionConfig], args: argparse.Namespace) -> None:
-    """Prints a row for each format and number of images of a call."""
+    """Prints a row for each format and number of images per call."""
     images = resized_images(checkpoint.config, [*islice(images_below(args.images), args.count)])
     sides = zip(*(batch.size_list()[0] for batch in images), strict=True)
     height, width = (-(-max(side) // 32) * 32 for side in sides)
@@ -153,7 +153,7 @@ def make_calls(
     *,
     compiled: bool,
 ) -> Calls:
-    """Returns what finds the objects of one image of ``size``, by the name in the table."""
+    """Returns the functions that detect objects in an image of ``size``, by their names in the table."""
     detector = build(checkpoint)
     calls: Calls = {"PyTorch": detector}
     if compiled:
@@ -167,7 +167,7 @@ def make_calls(
 
 @torch.inference_mode()
 def print_times(checkpoint: Checkpoint[DetectionConfig], theirs: nn.Module | None, args: argparse.Namespace) -> None:
-    """Prints the median CPU time of an image and, of each but eager PyTorch, the median ratio to that."""
+    """Prints the median CPU time per image and, for all but eager PyTorch, the median ratio to it."""
     images = resized_images(checkpoint.config, sorted(images_below(args.images)))
     usual, _ = Counter(batch.size_list()[0] for batch in images).most_common(1)[0]
     images = [batch for batch in images if batch.size_list()[0] == usual][: args.count]
@@ -181,7 +181,7 @@ def print_times(checkpoint: Checkpoint[DetectionConfig], theirs: nn.Module | Non
 
 
 def measure(calls: Calls, images: list[ImageBatch], rounds: int) -> Mapping[str, list[float]]:
-    """Returns the CPU seconds of each call, image after image, in turns."""
+    """Returns the CPU seconds of each call, image by image, in turns."""
     for call in calls.values():
         call(images[0])
         call(images[-1])

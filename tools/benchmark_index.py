@@ -1,8 +1,8 @@
-"""Time loading annotations of COCO train2017's size, first and later, and measure memory, also of worker processes.
+"""Times loading annotations of COCO train2017's size, first and later, and measures memory, also of workers.
 
 Writes a JSON file with 860,001 boxes and polygons on 118,287 images into a temporary folder; the images are links to a
-few JPEG files.  Processes of their own read the annotations, first and later, when the index is kept, and load the data
-set as a training does, first and later, when its images are known.  Workers of those touch all objects.  Linux only: it
+few JPEG files.  Separate processes read the annotations, first and later, when the index is kept, and load the data set
+as a training does, first and later, when its images are known.  Their workers touch all objects.  Linux only, as it
 reads /proc.
 
 examples:
@@ -107,7 +107,7 @@ def _told(what: str, index: AnnotationIndex, started: float, cpu: float) -> str:
 
 
 def read(folder: Path, answer: Connection, _workers: int) -> None:
-    """Reads the annotations alone."""
+    """Reads only the annotations."""
     os.environ["RESDET_CACHE"] = str(folder / "cache")
     what = "annotations, later" if (folder / "cache").exists() else "annotations, first"
     card = load_card(str(folder / "card.yaml"))
@@ -131,7 +131,7 @@ def load(folder: Path, answer: Connection, workers: int) -> None:
 
 
 def added(index: AnnotationIndex, workers: int) -> list[float]:
-    """Returns the MiB that each of as many forked workers has for itself once it has touched every object."""
+    """Returns the private MiB of each of so many forked workers after it has touched every object."""
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(workers)]
     processes = [context.Process(target=touch, args=(index, sender)) for _, sender in pipes]
@@ -152,7 +152,7 @@ def touch(index: AnnotationIndex, answer: Connection) -> None:
 
 
 def private_mib() -> float:
-    """Returns the MiB that this process shares with no other."""
+    """Returns the private MiB of this process."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty"))) / 1024
 

@@ -1,8 +1,8 @@
-"""Time the training loader beside decoding and resizing alone, and count its images per second with several workers.
+"""Times the training loader against decoding and resizing alone, and its images per second with several workers.
 
-Augmentation is off.  Decoding and resizing are OpenCV's, on one thread, of files that are in memory: once each picture
-over the last one, which stays in the caches, and once into a new batch as a loader must; the loader also reads and
-checks the files and makes the targets.  They take turns, and other programs don't count: the time is that of a core.
+Augmentation is off.  OpenCV decodes and resizes files in memory on one thread: once into the same buffer, which stays
+in the caches, and once into a new batch, as a loader must.  The loader also reads and checks the files and makes the
+targets.  They take turns, and times are CPU times, so that other programs do not count.
 
 examples:
   RESDET_DATA_ROOT=DATA python tools/benchmark_loader.py
@@ -52,14 +52,14 @@ def decode(content: bytes) -> NDArray[np.uint8]:
 
 
 def resize_alone(contents: Sequence[bytes], resize: Resize) -> None:
-    """Does what no loader can leave out."""
+    """Decodes and resizes each image, the least that any loader does."""
     for pixels in map(decode, contents):
         height, width = resize.size(pixels.shape[:2])
         cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def resize_into_batch(contents: Sequence[bytes], resize: Resize) -> None:
-    """Does it with a place for each picture, padded with zeros."""
+    """Decodes and resizes each image into its place in a batch, padded with zeros."""
     images = [decode(content) for content in contents]
     sizes = [resize.size(pixels.shape[:2]) for pixels in images]
     batch = np.empty((len(images), *(max(sides) for sides in zip(*sizes, strict=True)), 3), np.uint8)
@@ -69,7 +69,7 @@ def resize_into_batch(contents: Sequence[bytes], resize: Resize) -> None:
 
 
 def milliseconds(index: AnnotationIndex, resize: Resize, batch: int, repeats: int) -> list[list[float]]:
-    """Returns milliseconds of a core an image, by round: alone, into batches, and of the loader."""
+    """Returns CPU milliseconds per image, by round: alone, into batches, and of the loader."""
     dataset = DetectionDataset(index, resize=resize)
     contents = [Path(path).read_bytes() for path in index.paths]
     batches = [range(first, min(first + batch, len(index))) for first in range(0, len(index), batch)]

@@ -1,6 +1,6 @@
-"""Shows images to the page of a web export in headless Chromium, beside PyTorch and ONNX Runtime in Python.
+"""Runs the page of a web export in headless Chromium, beside PyTorch and ONNX Runtime in Python.
 
-Prints how far the detections agree with PyTorch's, and the milliseconds of the models, each with one thread, in turn.
+Prints the agreement of detections with PyTorch, and the milliseconds of each model with one thread, in turn.
 
 examples:
   resdet export RUN --format web && python tools/browse_export.py RUN photos/
@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class Browser:
-    """A headless browser that is driven through two pipes, by the Chrome DevTools Protocol."""
+    """A headless browser, driven through two pipes by the Chrome DevTools Protocol."""
 
     def __init__(self, folder: Path) -> None:
         orders, self._orders = os.pipe()
@@ -112,7 +112,7 @@ class Browser:
         return found["result"].get("value")
 
     def open(self, address: str) -> str:
-        """Returns what the page says once it is ready or gives up."""
+        """Opens the page and returns its status when it is ready or has failed."""
         self("Page.navigate", url=address)
         return self.wait("Ready|WebAssembly|http.server|answered")
 
@@ -133,7 +133,7 @@ class Browser:
         self("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
 
     def look_at(self, file: Path) -> dict[str, Any]:
-        """Returns what the page finds in the image ``file``."""
+        """Returns the detections of the page in the image ``file``."""
         detected = "new Promise(done => document.addEventListener('detected', e => done(e.detail), { once: true }))"
         self.run(f"globalThis.next = {detected}; null")
         self.choose(file)
@@ -157,7 +157,7 @@ class Browser:
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Gives a browser with an empty profile."""
+    """Yields a browser with an empty profile."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         browser = Browser(Path(folder))
         try:
@@ -168,7 +168,7 @@ def open_browser() -> Iterator[Browser]:
 
 @contextmanager
 def serve(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Gives the address of a plain server of ``folder``, and the list of what it is asked for."""
+    """Yields the address of a static server of ``folder``, and the list of requested paths."""
     asked = list[str]()
 
     class Handler(SimpleHTTPRequestHandler):
@@ -182,7 +182,7 @@ def serve(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def as_detections(found: Sequence[dict[str, Any]]) -> Detections:
-    """Returns what the page found as our own detections."""
+    """Converts the detections of the page to ``Detections``."""
     masks = [np.reshape(one["mask"], (round(len(one["mask"]) ** 0.5),) * 2) for one in found if one["mask"]]
     return Detections(
         boxes=torch.tensor([one["box"] for one in found]).reshape(-1, 4),

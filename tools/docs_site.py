@@ -1,4 +1,4 @@
-"""Adds to the site of docs/ the pages that are made when it is built: a hook of MkDocs, see mkdocs.yml.
+"""Adds generated pages to the site of docs/: a hook of MkDocs, see mkdocs.yml.
 
 index.md, datasets.md, ...     files of the repository outside docs/
 reference/configuration/*.md   every key of a config, from the schemas and the comments beside their fields
@@ -76,7 +76,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Leads links to files of the repository to their pages; pictures of reports that are not there become text."""
+    """Rewrites links to files of the repository to their pages; missing pictures of reports become text."""
     uri = page.file.src_uri
     return lead_links(
         without_missing(markdown, ROOT / "docs" / uri) if uri.startswith("experiments/") else markdown, uri
@@ -84,7 +84,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Signatures of the API page have the public names of functions."""
+    """Replaces the names in signatures of the API page by public names."""
     if page.file.src_uri != "reference/api.md":
         return html
     for name, home in resdet._HOMES.items():
@@ -93,7 +93,7 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
 
 
 def without_missing(markdown: str, path: Path) -> str:
-    """Returns the text of the page ``path`` with what pictures show in the place of those without a file."""
+    """Returns the text of the page ``path``, with missing pictures replaced by their alternative text."""
     return PICTURE.sub(lambda found: found[0] if (path.parent / found[2]).is_file() else f"*{found[1]}*", markdown)
 
 
@@ -124,7 +124,7 @@ def lead_links(markdown: str, page: str) -> str:
 
 
 def _repository_path(page: str, target: str) -> str:
-    """Returns what the link ``target`` of ``page`` means, as a path from the root of the repository."""
+    """Returns the target of the link ``target`` of ``page`` as a path from the root of the repository."""
     if target.startswith("/"):
         return target[1:]
     home = {made: name for name, made in INCLUDED.items()}.get(page, f"docs/{page}")
@@ -138,7 +138,7 @@ def source_page(target: str) -> str:
 
 
 def config_page(schema: type) -> str:
-    """Returns a page of all keys of a config class: what each takes, its default and the comments beside its field."""
+    """Returns a page of all keys of a config class: values, defaults and the comments beside the fields."""
     tree = json_schema(schema)
     sections = section_classes(schema)
     title, commands = SCHEMAS[schema]
@@ -180,7 +180,7 @@ def _class_of(kind: type, name: str) -> type:
 
 
 def _takes(schema: Mapping[str, Any]) -> str:
-    """Returns in words what values a JSON Schema takes."""
+    """Describes the values that a JSON Schema accepts."""
     if "anyOf" in schema:
         return " or ".join(map(_takes, schema["anyOf"]))
     if "$ref" in schema:
@@ -200,7 +200,7 @@ def _takes(schema: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Returns a default as YAML has it."""
+    """Formats a default as YAML."""
     if isinstance(value, list):
         return f"[{', '.join(map(_plain, value))}]"
     if isinstance(value, dict):
@@ -260,7 +260,7 @@ def _details(text: str) -> Iterator[str]:
 
 
 def _runs(lines: list[str]) -> list[tuple[bool, list[str]]]:
-    """Returns ``lines`` in runs of indented and other ones."""
+    """Groups ``lines`` into runs of indented and other lines."""
     found = list[tuple[bool, list[str]]]()
     for line in lines:
         if not found or found[-1][0] != line.startswith(" "):
@@ -297,6 +297,6 @@ def api_page() -> str:
 
 
 def _prose(text: str) -> str:
-    """Returns ``text`` with what Markdown would take for markup escaped, and names of pages as links."""
+    """Escapes Markdown markup in ``text``, and turns names of pages into links."""
     escaped = re.sub(r"([*_\[\]`{}\\])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
     return PAGE.sub(lambda found: f"[{found[0]}](/{found[0]})" if (ROOT / found[0]).is_file() else found[0], escaped)

@@ -1,8 +1,9 @@
-"""Run the tests of a GPU, and time our detectors on it beside torchvision's: one command, five minutes.
+"""Runs the GPU tests, and times our detectors beside torchvision's: one command, five minutes.
 
 Faster and Mask R-CNN ResNet-50 FPN with the same random weights as torchvision's, in tests and training steps, in turns
-in one process: eager in float32, TF32 and bfloat16, ours compiled and as CUDA graphs in bfloat16.  What the time does
-not reach is "not run".  Writes a page by the card's name.  Needs torch, torchvision, numpy, rich and pytest alone.
+in one process: eager in float32, TF32 and bfloat16, ours compiled and as CUDA graphs in bfloat16.  Rows that
+do not fit in the time are "not run".  Writes a page named after the GPU.  Needs only torch, torchvision, numpy, rich
+and pytest.
 
 examples:
   python tools/gpu.py
@@ -63,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one call: the median, and the most memory that it held beyond what was there before."""
+    """Cost of one call: median seconds, and peak memory beyond that before the call."""
 
     seconds: float
     gib: float
@@ -108,11 +109,11 @@ def rows_of(batches: tuple[int, int], *, everything: bool) -> list[Row]:
 
 
 def measure(rows: Sequence[Row], device: torch.device, *, side: int, until: float) -> dict[Row, Measured | str]:
-    """Returns what each row costs, or why it was not measured; prints each as it comes.
+    """Returns the cost of each row, or the reason why it was not measured; prints each row at once.
 
     Args:
-        rows: in their order; one that would start after ``until`` is not run.
-        device: of all.
+        rows: the rows in their order; a row that would start after ``until`` is not run.
+        device: device of all detectors.
         side: shorter side of the images, pixels.
         until: seconds of ``time.monotonic``.
     """
@@ -164,7 +165,7 @@ def compare(row: Row, theirs: FasterRCNN, ours: nn.Module, device: torch.device,
 
 @contextmanager
 def numbers(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Computes in ``precision``: float32 in full or, of products, in TF32; or bfloat16 by autocast."""
+    """Sets ``precision``: float32, float32 with TF32 products, or bfloat16 by autocast."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     mixed = torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=precision == "tf32"), mixed:
@@ -181,7 +182,7 @@ def seconds(call: Call, device: torch.device) -> float:
 
 
 def peak(call: Call, device: torch.device) -> float:
-    """Returns the GiB of tensors that a call holds at its peak beyond those before it; NaN where no GPU counts them."""
+    """Returns the peak GiB of tensors of a call beyond those before it; NaN without a GPU."""
     call()  # the first allocates what stays, and compiles
     if device.type != "cuda":
         return float("nan")
@@ -230,7 +231,7 @@ def scaling() -> str:
 
 
 def run_tests() -> str:
-    """Runs the tests marked gpu in a process of their own; returns pytest's last line."""
+    """Runs the tests marked gpu in a separate process; returns pytest's last line."""
     # --noconftest: the shared fixtures need the packages of data and config.
     command = [
         sys.executable,

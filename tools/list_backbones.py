@@ -1,4 +1,4 @@
-"""List every backbone: paper, size, multiply-adds, weights and their licence, errors published and measured here.
+"""Lists every backbone: paper, size, multiply-adds, weights and licence, errors published and measured here.
 
 The names are those of backbones/registry.py and those that configs/backbones takes from timm and torchvision. Errors
 measured here are those of CIFAR-10 runs, RUNS/cifar10_NAME, with NAME such as resnet20 or cifar_resnet20.

@@ -1,4 +1,4 @@
-"""List the published detectors, those included that do not load here: the table of docs/weights.md.
+"""Lists the published detectors, including those that do not load: the table of docs/weights.md.
 
 examples:
   python tools/list_zoo.py

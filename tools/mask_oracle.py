@@ -1,7 +1,7 @@
-"""Measure how much of a mask survives its 28 x 28 cells: AP of perfect masks, cropped and pasted by each geometry.
+"""Measures the AP of perfect masks of 28 x 28 cells, cropped and pasted by each geometry.
 
-Every object's ground truth is cropped to its box as a training target and pasted back as if a network had said exactly
-that; no detector takes part.  The figures are upper bounds of what a detector of that geometry can reach.
+The ground truth of every object is cropped to its box as a training target, and pasted back as if a network had
+predicted it; no detector is used.  The figures are upper bounds for detectors of that geometry.
 
 examples:
   RESDET_DATA_ROOT=DATA python tools/mask_oracle.py --json docs/measured/mask_oracle.json
@@ -60,7 +60,7 @@ def perfect_record(index: AnnotationIndex, row: int, side: int, geometry: MaskGe
 
 
 def measure(index: AnnotationIndex, side: int, geometry: MaskGeometry) -> CocoResult:
-    """Returns COCO's figures of perfect masks through ``side`` x ``side`` cells."""
+    """Returns COCO's metrics of perfect masks of ``side`` x ``side`` cells."""
     records = [perfect_record(index, row, side, geometry) for row in range(len(index))]
     return evaluate_coco(records, index.class_names, iou_type="segm")
 

@@ -1,4 +1,4 @@
-"""Puts faults into a copy of the sources, one at a time, and says which the tests notice.
+"""Puts faults into a copy of the sources, one at a time, and reports which of them the tests detect.
 
 Usage: make mutants   (python tools/mutants.py [WORDS OF A FAULT])
 
@@ -36,7 +36,7 @@ COPIED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """A fault: ``put`` instead of ``find`` in ``file``, which the ``tests`` have to notice."""
+    """A fault: ``put`` instead of ``find`` in ``file``, which the ``tests`` must detect."""
 
     fault: str
     file: str
@@ -51,7 +51,7 @@ def read_mutants() -> list[Mutant]:
 
 
 def survives(mutant: Mutant, copy: Path) -> bool:
-    """Tells whether the tests pass with the fault in the sources of ``copy``.
+    """Returns whether the tests pass with the fault in the sources of ``copy``.
 
     Raises:
         ValueError: the tests can't be run.

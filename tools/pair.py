@@ -1,6 +1,6 @@
-"""Our detectors and torchvision's with the same weights, and what both are given.
+"""Our detectors and torchvision's with the same weights and inputs.
 
-Built from explicit arguments, so that torch, torchvision and numpy are all that is needed.
+Built from explicit arguments, so that only torch, torchvision and numpy are needed.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
 
 
 def make_pair(device: torch.device, *, masks: bool = False, depth: int = 50) -> tuple[TheirFasterRCNN, FasterRCNN]:
-    """Returns torchvision's detector over a pyramid, as it comes with ImageNet weights but with random ones, and ours.
+    """Returns torchvision's detector with a feature pyramid, in its ImageNet form but with random weights, and ours.
 
     Args:
-        device: of both.
+        device: device of both detectors.
         masks: Mask R-CNN instead of Faster R-CNN.
-        depth: of the ResNet.
+        depth: depth of the ResNet.
     """
     theirs = make_theirs(depth, masks=masks)
     ours = _make_ours(depth, masks=masks)
@@ -72,7 +72,7 @@ def make_theirs(depth: int, *, masks: bool, **options: Any) -> TheirFasterRCNN:
 
 
 def _make_ours(depth: int, *, masks: bool) -> FasterRCNN:
-    """Returns our detector with torchvision's settings, from whose default arguments they come."""
+    """Returns our detector with torchvision's settings, read from the default arguments of torchvision."""
     backbone = FPN(ResNet(depth, out_features=("c2", "c3", "c4", "c5"), freeze_at=2))
     strides = [spec.stride for spec in backbone.specs.values()]
     anchors = [
@@ -114,15 +114,15 @@ def _pooler(strides: Sequence[int], size: int) -> RegionPooler:
 def calls(
     way: Way, theirs: TheirFasterRCNN, ours: Mapping[str, nn.Module], *, side: int, images: int, device: torch.device
 ) -> dict[str, Call]:
-    """Returns what runs torchvision's detector once, by the name "torchvision", and each of ``ours`` by its own.
+    """Returns functions that run each detector once: torchvision's by the name "torchvision", ``ours`` by their names.
 
     Args:
         way: "test" finds objects, "step" is forward, losses, backward and SGD.
         theirs: on ``device``; set to the mode that ``way`` needs, as are all.
-        ours: by name.
+        ours: our detectors by name.
         side: shorter side of the images, pixels.
-        images: of a call; they lie on the CPU before each.
-        device: of all.
+        images: images per call, on the CPU before the call.
+        device: device of all detectors.
     """
     pixels, targets = make_images(side, images)
     take_images_of(theirs, side)
@@ -153,19 +153,19 @@ def calls(
 
 
 def take_images_of(theirs: TheirFasterRCNN, side: int) -> None:
-    """Makes torchvision's detector test images of this shorter side as they are; its _skip_resize is for training."""
+    """Makes torchvision's detector test images of this side without resizing; its _skip_resize is for training."""
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     theirs.transform = GeneralizedRCNNTransform(side, 2 * side, mean, std, _skip_resize=True)
 
 
 def calm(model: nn.Module, spread: float = 1.0) -> None:
-    """Makes random weights find something: features stay finite, and scores pass the threshold.
+    """Scales random weights so that features stay finite and scores pass the threshold.
 
     ``spread`` is the standard deviation of the class layer's weights.
     """
     for name, values in model.named_buffers():
         if name.endswith("bn3.weight"):
-            values.fill_(0.2)  # else random residual branches of bottlenecks add up to infinity
+            values.fill_(0.2)  # otherwise random residual branches of bottlenecks sum to infinity
     for name, parameter in model.named_parameters():
         if name.endswith(("box_predictor.cls_score.weight", "predictor.classes.weight", "head.classes.weight")):
             nn.init.normal_(parameter, std=spread)

@@ -1,4 +1,4 @@
-"""Draw a figure of several runs over their iterations, such as a loss or a metric, from their metrics.jsonl.
+"""Draws a loss or metric of several runs over their iterations, from their metrics.jsonl.
 
 examples:
   python tools/plot_runs.py output/cifar10/plain20 output/cifar10/plain56 --key loss/classification --output loss.svg

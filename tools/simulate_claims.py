@@ -1,4 +1,4 @@
-"""Measure how often the comparison's intervals cover and its claims are false, on simulated detectors.
+"""Measures coverage of the comparison's intervals and its rate of false claims, on simulated detectors.
 
 Detectors of a simulated world find objects of images that are hard or easy, for all of them and for each method; seeds
 shift a method's AP.  Real AP of real matches goes through the intervals and claims of ``detection.evaluation``.  Eight
@@ -95,7 +95,7 @@ def make_scene(rng: np.random.Generator, num_images: int) -> Scene:
 
 
 def detect(rng: np.random.Generator, scene: Scene, quality: float, taste: Floats) -> MatchedRecords:
-    """Returns what a detector of some ``quality`` finds; ``taste`` (N,) is how its method likes each image."""
+    """Returns detections of a detector of some ``quality``; ``taste`` (N,) is the effect of its method per image."""
     skill = quality - scene.hardness + taste[scene.images] + rng.normal(0, OWN, len(scene.images))
     found = skill > -1
     false = np.repeat(np.arange(scene.num_images), rng.poisson(scene.false))
@@ -213,7 +213,7 @@ def covered(analysis: Analysis) -> dict[str, float]:
 
 
 def outcome(analysis: Analysis, experiment: Experiment, variants: int) -> dict[str, Any]:
-    """Returns what came of comparing some variants: rates are 0 or 1, power is the share of the pairs with a gap."""
+    """Returns the outcome of comparing some variants: rates are 0 or 1, power is the share of the pairs with a gap."""
     equal, gap = (PAIRS[0] > 0) & (PAIRS[1] <= variants), PAIRS[1] < variants
     better = PAIRS[0][gap] == 0  # of the pairs in ``gap``
     count = int(equal.sum())
@@ -241,7 +241,7 @@ def outcome(analysis: Analysis, experiment: Experiment, variants: int) -> dict[s
 
 
 def across_heads(experiment: Experiment, seeds: int) -> dict[str, Any]:
-    """Returns what came of comparing two variants under three heads, with several seeds."""
+    """Returns the outcome of comparing two variants under three heads, with several seeds."""
     equal, pooled, gap = (
         [found.contrast for found in compare_heads(_samples(experiment, seeds, heads), heads, pool=pool).interactions]
         for heads, pool in ((EQUAL_HEADS, False), (EQUAL_HEADS, True), (GAP_HEADS, False))
@@ -273,7 +273,7 @@ def _samples(experiment: Experiment, seeds: int, heads: Mapping[str, Mapping[str
 
 
 def _pooled_claims(analysis: Analysis, experiment: Experiment, pairs: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Returns which of ``pairs`` are claimed with one seed deviation for all of their arms."""
+    """Returns the claimed ``pairs`` with one seed deviation for all of their arms."""
     arms, n = np.unique(PAIRS[:, pairs]), analysis.seeds
     variance = experiment.values[:n, arms].var(axis=0, ddof=1).mean()
     pooled = pool_seeds(analysis.noise, variance, len(arms) * (n - 1.0), np.array([n, n]))
@@ -317,7 +317,7 @@ def _mean(values: Sequence[float]) -> dict[str, float]:
 
 
 def judge(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns what breaks a promise beyond the Monte-Carlo error, at 5 % for all cells together."""
+    """Returns a line for each rate that misses its limit beyond the Monte-Carlo error, at 5 % over all cells."""
     rates = [(cell, key) for cell in cells for key in PROMISED if key in cell]
     shares = [(cell, key) for cell in cells if cell["variants"] == VARIANTS[0] for key in cell["coverage"]]
     level = ALPHA / (len(rates) + len(shares))

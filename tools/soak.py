@@ -1,4 +1,4 @@
-"""Look for leaks: train for many steps and watch the memory of the training process and of its loader's workers.
+"""Searches for memory leaks: trains for many iterations and logs the memory of the process and its loader's workers.
 
 Prints the memory on the way, and its slope over the second half, when caches are warm. A leak of one 600 x 1000 image a
 step would be 1,700 MiB per 1,000 steps. Checkpoints are saved on the way, into a directory that goes afterwards. Linux
@@ -83,7 +83,7 @@ def memory_mib(pid: int) -> float:
 
 
 def soak(config: DetectionConfig, memory: Memory) -> None:
-    """Trains as ``config`` says; an evaluation only measures."""
+    """Trains by ``config``; evaluations only measure memory."""
     index = load_data(config.data, say=print)["train"]
 
     def measure(_model: nn.Module) -> dict[str, Any]:

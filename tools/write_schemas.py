@@ -1,4 +1,4 @@
-"""Write the JSON Schemas by which editors complete and check the YAML files of configs/.
+"""Writes the JSON Schemas with which editors complete and check the YAML files of configs/.
 
 example:
   python tools/write_schemas.py

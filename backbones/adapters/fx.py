@@ -1,6 +1,6 @@
-"""A classifier of another library as a backbone: its graph, cut behind the last feature map that is wanted.
+"""A classifier of another library as a backbone: its graph, cut after the last feature map that is needed.
 
-The graph is traced with torch.fx, so that names of parameters stay those of the library and its weights fit.
+The graph is traced with torch.fx. Parameter names stay those of the library, so that its weights fit.
 Shapes: N images, C channels, H W height and width.
 """
 
@@ -22,10 +22,10 @@ from backbones.weights.load import LoadReport, load_matching
 
 __all__ = ["AUXILIARY", "Leaves", "Stage", "TracedBackbone", "fix_norms", "pad_borders"]
 
-# What the code of other libraries raises when it cannot be traced, or not run on a size.
+# Errors of other libraries' code that cannot be traced, or cannot run on an image size.
 _UNUSABLE = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
 
-# Classifiers beside the trunk, whose weights lie in files and which no backbone has.
+# Auxiliary classifiers: files have their weights, but no backbone has the layers.
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 _ODD = (65, 94)  # odd before every halving; even, odd, even, ..
@@ -48,26 +48,26 @@ class Leaves:
 
 
 class TracedBackbone(Backbone):
-    """Any of c2..c5, of strides 4, 8, 16 and 32, from a classifier; layers behind the last of them are dropped.
+    """Any of c2..c5 (strides 4, 8, 16 and 32) of a classifier; layers after the last of them are dropped.
 
-    Maps are exactly ceil(size / stride) large.  Where a classifier's own are not, since layers round sizes down, images
-    get rows and columns of 0 below and to the right, up to a multiple of the last stride, and the maps are cropped.
-    Where that is not enough, since unpadded layers lose cells, these are padded (``pad_borders``).  Weights stay valid.
+    Maps have exactly ceil(size / stride) cells.  If layers of the classifier round sizes down, images are padded with
+    zeros below and to the right, up to a multiple of the last stride, and the maps are cropped.  If that is not enough,
+    because unpadded layers lose cells, these layers are padded too (``pad_borders``).  Weights stay valid.
 
     Args:
-        model: the classifier, which is changed.
-        name: of the backbone, for errors.
+        model: the classifier; it is modified in place.
+        name: the backbone's name in error messages.
         stages: c1..c5 as far as the classifier has them.
         out_features: stages to return, of c2..c5.
         norm: "bn", or "frozen_bn" for fixed statistics, scale and offset; None is "frozen_bn" where there is batch
             normalisation.
-        freeze_at: k keeps all layers fixed that c_k comes from, their batch normalisation included; 0 keeps none.
+        freeze_at: k freezes all layers up to c_k, including their batch normalisation; 0 freezes none.
         input_stats: how the input is normalised.
-        leaves: what the tracer must not enter.
+        leaves: modules and functions that the tracer must not enter.
 
     Raises:
-        ValueError: for a value that is not among those above, or a classifier that cannot be traced, or whose maps are
-            not as large as they have to be.
+        ValueError: an argument is not one of the values above, the classifier cannot be traced, or its maps do not have
+            the expected sizes.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class TracedBackbone(Backbone):
         }
 
     def tail(self) -> Tail:
-        """Refuses: no layers behind the trunk are kept.
+        """Raises ValueError: no layers after the trunk are kept.
 
         Raises:
             ValueError: always.
@@ -117,15 +117,15 @@ class TracedBackbone(Backbone):
 
     @property
     def dropped(self) -> tuple[str, ...]:
-        """Prefixes of the names that a whole classifier has beside this trunk, its head's among them."""
+        """Name prefixes of the layers that the whole classifier has beyond this trunk, such as its head."""
         return tuple(f"trunk.{name}" for name in self._unused)
 
     def load(self, state: Mapping[str, Tensor], *, source: str) -> LoadReport:
-        """Loads weights by the library's names; those of layers that were dropped may be there.
+        """Loads weights by the library's names; weights of dropped layers are ignored.
 
         Args:
             state: tensors by name.
-            source: where they come from, for the error.
+            source: origin of the weights, for error messages.
 
         Raises:
             ValueError: a name is missing or unknown, or a shape differs; nothing is loaded then.
@@ -137,7 +137,7 @@ class TracedBackbone(Backbone):
         """Loads ``weights``: the name of the library, which downloads its own, or the path of a file.
 
         Raises:
-            ValueError: they cannot be had, or do not fit.
+            ValueError: the weights are unavailable or do not fit.
         """
 
     def _fit_sizes(self) -> int:
@@ -161,7 +161,7 @@ class TracedBackbone(Backbone):
 
     @torch.no_grad()
     def _misfit(self, size: tuple[int, int]) -> str:
-        """Returns what is wrong with the trunk's maps of an image of this size; empty if nothing."""
+        """Returns the problem with the trunk's maps for an image of this size; empty if there is none."""
         parameter = next(self.trunk.parameters())
         training = self.trunk.training
         self.trunk.eval()
@@ -181,7 +181,7 @@ class TracedBackbone(Backbone):
 
 
 class _FrozenBatchNormAct(FrozenBatchNorm):
-    """A batch normalisation of timm that brings its dropout and activation along, with everything but these fixed."""
+    """A batch normalisation of timm with its dropout and activation; everything but these two is fixed."""
 
     def __init__(self, layer: nn.BatchNorm2d) -> None:
         super().__init__(layer.num_features, layer.eps)
@@ -193,14 +193,14 @@ class _FrozenBatchNormAct(FrozenBatchNorm):
 
 
 def pad_borders(trunk: DualGraphModule) -> None:
-    """Pads convolutions and pools of odd kernels that have no padding, by half the kernel on each side, in place.
+    """Pads unpadded convolutions and pools with odd kernels in place, by half the kernel on each side.
 
     A layer of stride s then gives ceil(size / s) cells.  Cells whose inputs lie inside the image keep their value up to
     a shift of the image by a few pixels; those at the border see zeros (pools: nothing) where the network, as it was
     trained, had no cell.  Affects Inception-v3 and -v4, Inception-ResNet-v2 and Xception.
     """
     for layer in trunk.modules():
-        # not their subclasses, which have ways to pad of their own
+        # exact types only: subclasses pad in their own ways
         if type(layer) is nn.Conv2d and not isinstance(layer.padding, str):
             layer.padding = _padding(layer.kernel_size, layer.padding, layer.dilation)
         elif type(layer) is nn.MaxPool2d or type(layer) is nn.AvgPool2d:
@@ -225,7 +225,7 @@ def _pad_pool(layer: nn.MaxPool2d | nn.AvgPool2d) -> None:
 def _padding(
     kernel: int | tuple[int, ...], padding: int | tuple[int, ...], dilation: tuple[int, ...] = (1, 1)
 ) -> tuple[int, int]:
-    """Returns ``padding``, and where it is 0 along a side with an odd kernel half of that kernel."""
+    """Returns ``padding``, with half the kernel in place of 0 along sides with an odd kernel."""
     vertical, horizontal = (
         d * (k // 2) if p == 0 and k % 2 else p for k, p, d in zip(_pair(kernel), _pair(padding), dilation, strict=True)
     )
@@ -256,7 +256,7 @@ def _trace(model: nn.Module, nodes: Mapping[str, str], leaves: Leaves, *, name: 
 def _frozen_stem(
     model: nn.Module, stages: Mapping[str, Stage], freeze_at: int, leaves: Leaves, *, name: str
 ) -> set[str]:
-    """Returns the names of the modules that c_k for k = ``freeze_at`` comes from, whose parameters are fixed here."""
+    """Freezes the parameters of the modules up to c_k, k = ``freeze_at``, and returns the names of these modules."""
     choices = [0, *(int(stage.removeprefix("c")) for stage in stages)]
     if freeze_at not in choices:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Any model of timm that tells where its feature maps arise, as a backbone: ``timm:densenet121``.
+"""Any timm model that lists its feature maps, as a backbone: ``timm:densenet121``.
 
 Source: timm (https://github.com/huggingface/pytorch-image-models, Apache 2.0).
 """
@@ -23,13 +23,13 @@ STRIDES = {2: "c1", 4: "c2", 8: "c3", 16: "c4", 32: "c5"}
 
 
 class TimmBackbone(TracedBackbone):
-    """A model of timm; the features are those of its ``feature_info`` by stride.
+    """A timm model; its features are those of its ``feature_info``, by stride.
 
     Args:
-        model_name: as ``timm.list_models()`` has it, with or without the tag of its weights.
+        model_name: a name from ``timm.list_models()``, with or without the tag of its weights.
         out_features: stages to return, of c2..c5.
         norm: "bn" or "frozen_bn"; None is "frozen_bn" where there is batch normalisation.
-        freeze_at: k keeps all layers fixed that c_k comes from.
+        freeze_at: k freezes all layers up to c_k.
         input_stats: how the input is normalised; by default as timm's weights need it.
 
     Raises:
@@ -71,7 +71,7 @@ class TimmBackbone(TracedBackbone):
         """Loads "timm", its pre-trained weights, or a file with timm's names or those of EfficientNet-Lite.
 
         Raises:
-            ValueError: they cannot be had, or do not fit.
+            ValueError: the weights are unavailable or do not fit.
         """
         return self.load(read_timm_weights(self.model_name, weights), source=repr(weights))
 
@@ -80,14 +80,14 @@ def read_timm_weights(model_name: str, weights: str) -> dict[str, Tensor]:
     """Returns the tensors of ``weights``, "timm" or a file, by timm's names; those of EfficientNet-Lite are renamed.
 
     Raises:
-        ValueError: they cannot be had.
+        ValueError: the weights are unavailable.
     """
     state = _download(_timm(model_name), model_name) if weights == "timm" else read_state_dict(weights)
     return rename_lite(state) if has_lite_names(state) else state
 
 
 def create_timm_classifier(model_name: str, **options: Any) -> Any:
-    """Returns the whole model with random weights; ``pretrained_cfg`` says what timm's weights for it are.
+    """Returns the whole model with random weights; ``pretrained_cfg`` describes timm's weights for it.
 
     ``options`` are those of timm, such as ``num_classes``.
 
@@ -125,7 +125,7 @@ def _download(timm: ModuleType, model_name: str) -> dict[str, Tensor]:
 
 
 def _stages(model: nn.Module) -> dict[str, Stage]:
-    """Returns c1 .. c5 as far as the model has maps of these strides; the last one where there are several."""
+    """Returns those of c1 .. c5 whose strides the model has; of several maps with one stride, the last."""
     return {
         STRIDES[entry["reduction"]]: Stage(entry["module"], entry["num_chs"])
         for entry in getattr(model, "feature_info", ())
@@ -134,6 +134,6 @@ def _stages(model: nn.Module) -> dict[str, Stage]:
 
 
 def timm_input_stats(pretrained_cfg: Mapping[str, Any]) -> InputStats:
-    """Returns how timm's weights of ``pretrained_cfg`` need images to be normalised."""
+    """Returns the image normalisation that timm's weights of ``pretrained_cfg`` need."""
     mean, std = (tuple(255 * value for value in pretrained_cfg[key]) for key in ("mean", "std"))
     return InputStats(mean=mean, std=std, channel_order="rgb")

@@ -39,11 +39,11 @@ class TorchvisionBackbone(TracedBackbone):
         model_name: "googlenet".
         out_features: stages to return, of c2..c5.
         norm: "bn" or "frozen_bn"; None is "frozen_bn".
-        freeze_at: k keeps all layers fixed that c_k comes from.
+        freeze_at: k freezes all layers up to c_k.
         input_stats: how the input is normalised; by default as torchvision's weights need it.
 
     Raises:
-        ValueError: for a value that is not among those above.
+        ValueError: an argument is not one of the values above.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class TorchvisionBackbone(TracedBackbone):
         """Loads "torchvision", its ImageNet weights, or a file with torchvision's names.
 
         Raises:
-            ValueError: they cannot be had, or do not fit.
+            ValueError: the weights are unavailable or do not fit.
         """
         state = download_torchvision(self.model_name) if weights == "torchvision" else read_state_dict(weights)
         return self.load(state, source=repr(weights))
@@ -80,7 +80,7 @@ def create_torchvision_classifier(model_name: str) -> nn.Module:
     """Returns the whole model, without its auxiliary classifiers, with random weights.
 
     Raises:
-        ValueError: not one of those that are a backbone here.
+        ValueError: the model is not one of the backbones listed here.
     """
     if model_name not in _STAGES:
         raise ValueError(

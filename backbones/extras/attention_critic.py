@@ -1,4 +1,4 @@
-"""An attention critic: a network that learns what each attention map gains, and by which the maps learn to gain more.
+"""An attention critic: a network that estimates the gain of each attention map, from which the maps learn.
 
 Source: Li and Chen 2020, "Deep Reinforced Attention Learning for Quality-Aware Visual Recognition": a meta-critic,
 recurrent over the attention modules of any network, estimates the relative gain in recognition that comes from each
@@ -28,15 +28,15 @@ __all__ = ["Critic", "CriticClassifier", "gain"]
 CHANNELS, CELLS = 32, 4  # of the profile of a map: its channels, and its rows and columns of cells
 HIDDEN = 64
 PENALTY = 1.0  # minus the reward of a map in an image that the network gets wrong
-ACTOR_WEIGHT = 0.1  # of the estimated gain beside the loss of the classes
+ACTOR_WEIGHT = 0.1  # of the estimated gain; the class loss has weight 1
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Holds what one gate met in a pass.
+    """The inputs of one gate in one forward pass.
 
     Attributes:
-        gate: weighs the features by the map.
+        gate: weights the features by the map.
         features: (N, C, H, W).
         attention: the map, which broadcasts to the features.
     """
@@ -50,7 +50,7 @@ class Critic(nn.Module):
     """Estimates the gain of every map of a network; the same weights serve maps of any shape.
 
     A map and its features are described by their averages over the cells, brought to 32 values, and over the channels,
-    brought to 4 x 4.  A recurrent cell goes from the first map to the last.
+    brought to 4 x 4.  A recurrent cell runs from the first map to the last.
     """
 
     def __init__(self) -> None:
@@ -70,18 +70,18 @@ class Critic(nn.Module):
 
 
 class CriticClassifier(Classifier):
-    """A classifier whose attention maps a critic judges in training; it answers without the critic.
+    """A classifier whose attention maps a critic judges in training; it predicts without the critic.
 
-    Its passes in training take turns.  In one the critic learns the gain of one map, each in its turn, from the true
-    one, which costs two more passes without gradients.  In the other the maps learn by the critic's estimate of their
-    gains, down to the layers that make them.  The classes are learned in all.
+    Forward passes in training alternate.  In one kind the critic learns the true gain of one map, another map each
+    time; this costs two more forward passes without gradients.  In the other kind the maps, and the layers that make
+    them, learn from the critic's estimate of their gains.  The class loss is part of both.
 
     Args:
         backbone: one with attention modules.
         num_classes: K.
 
     Attributes:
-        turn: passes in training so far; part of the weights, so that a run goes on with the turn it was at.
+        turn: number of forward passes in training so far; saved with the weights, so that a resumed run keeps its turn.
 
     Raises:
         ValueError: the backbone has no attention modules.
@@ -93,8 +93,8 @@ class CriticClassifier(Classifier):
         super().__init__(backbone, num_classes)
         if not any(isinstance(module, Gate) for module in self.modules()):
             raise ValueError(
-                f"{type(backbone).__name__} has no attention maps that a critic could judge; choose one that has, such "
-                "as seresnet50, cbam_resnet50 or attention56"
+                f"{type(backbone).__name__} has no attention maps for a critic to judge; choose a backbone with some, "
+                "such as seresnet50, cbam_resnet50 or attention56"
             )
         self.critic = Critic()
         self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
@@ -102,12 +102,12 @@ class CriticClassifier(Classifier):
     def losses(
         self, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """Returns the loss of the classes, and that of the critic or of the maps; the one whose turn it is not is 0.
+        """Returns the class loss and the losses of critic and maps; the one whose turn it is not is 0.
 
         Args:
             images: normalised float (N, 3, H, W).
             labels: (N, K), rows sum to 1.
-            criterion: of logits and labels, both (N, K); gives a scalar.
+            criterion: maps logits and labels, both (N, K), to a scalar.
         """
         turn = int(self.turn)
         self.turn += 1
@@ -132,9 +132,9 @@ class CriticClassifier(Classifier):
 
     @torch.no_grad()
     def gain(self, images: Tensor, classes: Tensor, gate: Gate) -> Tensor:
-        """Returns the true gain (N,) of a map for images of the ``classes`` (N,), as a test sees the images.
+        """Returns the true gain (N,) of a map for images of the ``classes`` (N,), in eval mode.
 
-        Without the map means its own average in every place: as strong, but without a choice.
+        The prediction is compared with that of the same map replaced by its average: as strong, but uniform.
         """
         training = self.training
         self.eval()
@@ -151,7 +151,7 @@ class CriticClassifier(Classifier):
 
     @contextmanager
     def _looks(self) -> Iterator[list[Look]]:
-        """Gives a list that fills with what the gates meet."""
+        """Yields a list that collects the inputs of all gates."""
         looks: list[Look] = []
 
         def note(gate: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
@@ -167,7 +167,7 @@ class CriticClassifier(Classifier):
 
 
 def gain(whole: Tensor, without: Tensor, classes: Tensor) -> Tensor:
-    """Returns the share (N,) of the probability of an image's class that is lost without a map; -1 for a wrong answer.
+    """Returns the share (N,) of the true class's probability that is lost without the map; -1 if predicted wrong.
 
     Args:
         whole: logits (N, K) with all maps.
@@ -180,7 +180,7 @@ def gain(whole: Tensor, without: Tensor, classes: Tensor) -> Tensor:
 
 
 def _profile(values: Tensor) -> Tensor:
-    """Returns averages (N, 48) of a map (N, C, H, W) or a part of its dimensions, in each of which it may be 1."""
+    """Returns averages (N, 48) of a map (N, C, H, W), any of whose dimensions but N may be 1."""
     values = values.float()
     channels = functional.adaptive_avg_pool1d(values.mean(dim=(2, 3))[:, None], CHANNELS)[:, 0]
     cells = functional.adaptive_avg_pool2d(values.mean(dim=1, keepdim=True), CELLS).flatten(1)

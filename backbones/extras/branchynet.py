@@ -27,11 +27,11 @@ class Exit:
     """The settings of an early exit.
 
     Attributes:
-        threshold: a sample leaves here when the entropy of its class probabilities is less, in nats: 0 lets nobody
-            leave, infinity everybody. To be chosen after training, by accuracy against time; 0.3 is the paper's first
-            of ResNet-110 on CIFAR-10 (table I).
-        loss_weight: of its loss beside that of the last exit, which has 1. More weight for early exits helps the later
-            ones (section V-A).
+        threshold: entropy of the class probabilities, in nats, below which a sample leaves here; with 0 none leaves,
+            with infinity all do. Choose it after training, by accuracy against time; 0.3 is the paper's first for
+            ResNet-110 on CIFAR-10 (table I).
+        loss_weight: weight of its loss; the last exit has weight 1. More weight for early exits helps the later ones
+            (section V-A).
     """
 
     threshold: float = 0.3
@@ -39,18 +39,18 @@ class Exit:
 
 
 class BranchyNet(Classifier):
-    """A classifier with a branch, which is an exit, after some features of its backbone; its own end is the last exit.
+    """A classifier with exit branches after features of its backbone; the classifier's own output is the last exit.
 
     Args:
-        backbone: one whose features are each the output of one of its modules, through which all that follows goes.
+        backbone: each of its features must be the output of one module, on which all later layers depend.
         num_classes: K.
-        exits: by feature; None for one after every feature of the backbone.
+        exits: settings by feature; None puts an exit after every feature of the backbone.
 
     Attributes:
         rules: the exits by feature, from the first on; may be replaced after training.
 
     Raises:
-        ValueError: an exit after what is no feature of the backbone, or after one that no module gives.
+        ValueError: an exit follows an unknown feature, or one that no module returns.
     """
 
     def __init__(self, backbone: Backbone, num_classes: int, exits: Mapping[str, Exit] | None = None) -> None:
@@ -112,7 +112,7 @@ class BranchyNet(Classifier):
         Args:
             images: normalised float (N, 3, H, W).
             labels: (N, K), rows sum to 1.
-            criterion: of logits and labels, both (N, K); gives a scalar.
+            criterion: maps logits and labels, both (N, K), to a scalar.
         """
         *early, last = self.exits(images)
         losses = {"classification": criterion(last, labels)}
@@ -121,7 +121,7 @@ class BranchyNet(Classifier):
         return losses
 
     def _run(self, images: Tensor, at_exit: Callable[[str, Tensor], Tensor]) -> Tensor:
-        """Returns logits of the last exit; every feature with an exit is replaced by what ``at_exit`` makes of it."""
+        """Returns logits of the last exit; every feature with an exit is replaced by the result of ``at_exit``."""
         hooks = [
             self.backbone.get_submodule(self._sources[name]).register_forward_hook(_hook(at_exit, name))
             for name in self.rules
@@ -146,15 +146,15 @@ def _hook(at_exit: Callable[[str, Tensor], Tensor], name: str) -> Callable[[nn.M
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Returns the entropy in nats (N,) of the class probabilities that ``logits`` (N, K) stand for."""
+    """Returns the entropy in nats (N,) of the class probabilities given by ``logits`` (N, K)."""
     log = logits.float().log_softmax(dim=1)
     return -(log.exp() * log).sum(dim=1)
 
 
 def feature_sources(backbone: Backbone) -> dict[str, str]:
-    """Returns the name of the module whose output is each feature, where there is one.
+    """Returns the name of the module whose output is each feature, if there is one.
 
-    Found on a copy without values, since a backbone says what it returns and not which of its modules made it.
+    They are found by running a copy on the meta device, since a backbone does not state which module makes a feature.
     """
     probe = copy.deepcopy(backbone).to("meta").eval()
     outputs: list[tuple[object, str]] = []

@@ -1,4 +1,4 @@
-"""HED: edge maps from the side outputs of a backbone's stages, a backbone that learns from edges.
+"""HED: edge maps from side outputs of a backbone's stages.
 
 Source: Xie and Tu 2015, "Holistically-Nested Edge Detection", section 2.2, and 4.1 (the start: side outputs 0,
 fusion 1/M; its bias, which the authors' code has, 0). Departures: losses are means over the pixels of an image where
@@ -26,13 +26,13 @@ STAGES = ("c1", "c2", "c3", "c4", "c5")  # of VGG-16, the paper's
 
 
 class HED(nn.Module):
-    """A 1x1 convolution to one channel after every feature, enlarged to the image, and a learned sum of them all.
+    """Side outputs (a 1x1 convolution to one channel, enlarged to the image) of every feature, and their learned sum.
 
     The paper's network is on VGG-16 with the features c1 to c5. ``backbone`` keeps the state dict that a detector's
     backbone with the same features has.
 
     Args:
-        backbone: with the features that side outputs are read from; its tail, where it has one, is dropped.
+        backbone: its features feed the side outputs; its tail, if any, is dropped.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -92,7 +92,7 @@ def published_hed() -> HED:
 
 
 def balanced_cross_entropy(logits: Tensor, edges: Tensor) -> Tensor:
-    """Returns the mean cross-entropy in which edges and background weigh the same (equation 2).
+    """Returns the mean cross-entropy in which edges and background have equal weight (equation 2).
 
     The weight of an edge pixel is the share of background pixels in its image, and the other way round.
 
@@ -107,7 +107,7 @@ def balanced_cross_entropy(logits: Tensor, edges: Tensor) -> Tensor:
 
 
 def _add_bias(fuse: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Gives a ``state`` of the time before the fusion had a bias one of 0, which it means."""
+    """Adds a fusion bias of 0 to a ``state`` that was saved before the fusion had one."""
     weight = state.get(f"{prefix}weight")
     if weight is not None:
         state.setdefault(f"{prefix}bias", weight.new_zeros(1))

@@ -21,21 +21,21 @@ __all__ = ["RelayClassifier"]
 
 
 class RelayClassifier(Classifier):
-    """A classifier that two losses train, each its own segment of layers; it answers by its main end alone.
+    """A classifier trained by two losses, each on its own segment of layers; only the main output predicts.
 
     The gradient of the main loss runs from the end down to the feature ``stop``, that of the auxiliary loss from the
     feature ``auxiliary`` down to the image. The layers between the two features are in both segments. With precision
-    fp16 the loss scale comes after the step in which small auxiliary gradients vanish; bf16 has none.
+    fp16 small auxiliary gradients can vanish before the loss scale is applied; bf16 has no loss scale.
 
     Args:
         backbone: one whose deeper layers see the earlier ones through the feature ``stop`` only.
         num_classes: K.
         stop: a feature; None for the first.
         auxiliary: a feature after ``stop``, which the auxiliary module reads; None for the last.
-        loss_weight: of the auxiliary loss.
+        loss_weight: weight of the auxiliary loss.
 
     Raises:
-        ValueError: the two are not features of the backbone, or not in this order.
+        ValueError: ``stop`` and ``auxiliary`` are not features of the backbone, or not in this order.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class RelayClassifier(Classifier):
         Args:
             images: normalised float (N, 3, H, W).
             labels: (N, K), rows sum to 1.
-            criterion: of logits and labels, both (N, K); gives a scalar.
+            criterion: maps logits and labels, both (N, K), to a scalar.
 
         Raises:
             ValueError: the backbone does not make the feature of the auxiliary module from that of ``stop``.
@@ -84,9 +84,9 @@ class RelayClassifier(Classifier):
 
 
 def _let_through_only(loss: Tensor, feature: Tensor) -> bool:
-    """Makes backward send the gradient of ``loss`` alone below ``feature``, whatever else has come to it there.
+    """Lets only the gradient of ``loss`` flow back through ``feature``; other gradients stop there.
 
-    False where ``loss`` does not depend on ``feature``.
+    Returns false if ``loss`` does not depend on ``feature``.
     """
     (gradient,) = torch.autograd.grad(loss, feature, retain_graph=True, allow_unused=True)
     if gradient is None:

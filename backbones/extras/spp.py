@@ -24,7 +24,7 @@ LEVELS = (1, 2, 3, 6)  # bins per side
 
 
 def num_bins(levels: Sequence[int]) -> int:
-    """Returns B, the bins of a pyramid with so many bins per side on its levels."""
+    """Returns B, the number of bins of a pyramid with ``levels`` bins per side."""
     return sum(level**2 for level in levels)
 
 
@@ -47,7 +47,7 @@ class SpatialPyramid(nn.Module):
 class RegionPyramid(nn.Module):
     """The maximum of every bin of every level, over regions of a map: RoI pooling once per level.
 
-    Its borders are RoI pooling's: a box is rounded to whole cells, of which the last one counts in. A box from 0 to
+    As in RoI pooling, a box is rounded to whole cells, the last one included. A box from 0 to
     stride * (W - 1) and stride * (H - 1) is the whole map and gives what ``SpatialPyramid`` does.
 
     Args:
@@ -92,7 +92,7 @@ class SPPTail(Tail):
 
 
 class SPP(Backbone):
-    """A backbone that ends in spatial pyramid pooling; its own tail, where it has one, is dropped.
+    """A backbone that ends in spatial pyramid pooling; its own tail, if any, is dropped.
 
     ``Classifier(SPP(body), K)`` classifies images of any size, and every size gives the linear layer the same length.
 
@@ -118,7 +118,7 @@ class SPP(Backbone):
         return self.body(images)
 
     def tail(self) -> SPPTail:
-        """Returns the pyramid over the last feature; it has no parameters, so it can be asked for again."""
+        """Returns the pyramid over the last feature; it has no parameters, so repeated calls are allowed."""
         return SPPTail(list(self.specs.values())[-1].channels, self.levels)
 
 

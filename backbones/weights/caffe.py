@@ -1,4 +1,4 @@
-"""The names of Caffe's networks, as Detectron and Detectron2 pickle MSRA's ResNets and VGG -> ours.
+"""Renames the layers of Caffe's networks, as Detectron and Detectron2 pickle MSRA's ResNets and VGG, to ours.
 
 Source: Detectron's converter of Caffe models (tools/pickle_caffe_blobs.py), which folds batch normalisation into a
 scale and an offset, and Detectron2's copies of the same networks, which keep its statistics.
@@ -46,7 +46,7 @@ def rename_caffe(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns ``state`` by our names, torchvision's; names of neither a ResNet nor a VGG stay as they are.
 
     A scale and an offset become batch normalisation of mean 0 whose variance and eps add up to 1. Our convolutions
-    before batch normalisation have no bias: what a bias adds is taken off the mean, which is the same network.
+    before batch normalisation have no bias: a bias is subtracted from the mean, which gives the same network.
     """
     vgg = _vgg_layers(state)
     renamed = {_our_name(name, vgg): value for name, value in state.items()}
@@ -74,7 +74,7 @@ def _our_name(name: str, vgg: Mapping[tuple[str, str], int]) -> str:
 
 
 def _vgg_layers(state: Mapping[str, Tensor]) -> dict[tuple[str, str], int]:
-    """Returns the place of each convolution (stage, number) of a VGG: a ReLU follows each, a pooling each stage."""
+    """Returns the layer index of each convolution (stage, number) of a VGG; a ReLU follows each, a pool each stage."""
     places = sorted({(match[1], match[2]) for name in state if (match := VGG_NAME.fullmatch(name))})
     return {place: 2 * number + int(place[0]) - 1 for number, place in enumerate(places)}
 

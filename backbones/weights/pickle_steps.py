@@ -1,7 +1,7 @@
-"""Goes through the steps of a pickle on paper, and refuses what would take time or memory without end.
+"""Simulates the steps of a pickle, and rejects one that would take unbounded time or memory.
 
 A pickle is a program of small steps. A short one can ask for a list of a hundred gigabytes, hash a tuple for years or
-fill a dict with keys that all collide. Here nothing is made: a value is a note of what it would be. A pickle of
+fill a dict with keys that all collide. Here no value is built: a note stands for each. A pickle of
 ``MAX_STEPS`` steps takes some 4 s and 80 MiB.
 """
 
@@ -34,7 +34,7 @@ class _Note:
     Attributes:
         kind: "text", "small" (a whole number, None or a truth value), "list", "dict", "set", "tuple", "name", "made" by
             a call, or "other".
-        weight: how many values it has, those of tuples in tuples counted.
+        weight: number of its values, those of nested tuples included.
         size: bytes of a text, or of what was made of one.
         text: the beginning of a text, a name, or the name of what made it.
         parts: of a list, set or tuple; the keys of a dict.
@@ -55,14 +55,14 @@ FILLED = {"APPEND": "list", "APPENDS": "list", "SETITEM": "dict", "SETITEMS": "d
 def check_steps(
     stream: BinaryIO, *, admits: Callable[[str], bool], calls: Collection[str], room: int, max_word: int | None = None
 ) -> None:
-    """Refuses a harmful pickle, from the position of ``stream`` to where that pickle ends.
+    """Raises if a pickle is harmful, read from the position of ``stream`` to the pickle's end.
 
     Args:
         stream: of the pickle.
-        admits: whether a full name may be in it.
+        admits: tells whether a full name is allowed.
         calls: names that may be called.
-        room: bytes of texts that it may repeat; those of the file will do.
-        max_word: most characters of a text without a space.
+        room: bytes of text that it may repeat; the file's size is enough.
+        max_word: the most characters of a text without a space.
 
     Raises:
         ValueError: it is damaged, names something else, or takes more than the limits of this file.
@@ -126,7 +126,7 @@ class _Paper:
             self.stack += [SMALL_NOTE if small else OTHER_NOTE for _ in after]
 
     def _act(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
-        """Notes what a call makes, or what lies outside of the pickle."""
+        """Notes the result of a call, or an object outside the pickle."""
         taken = _take(self.stack, opcode)
         if opcode.name == "REDUCE":
             called, args = taken
@@ -203,7 +203,7 @@ class _Paper:
     def _spend(self, size: int) -> None:
         self.room -= size
         if self.room < 0:
-            raise ValueError("it repeats its texts over and over")
+            raise ValueError("it repeats its texts too often")
 
     def _hash(self, keys: Iterable[_Note]) -> None:
         self.keys += sum(key.weight for key in keys if key.kind not in ("text", "small"))
@@ -217,7 +217,7 @@ class _Paper:
 
 
 def _take(stack: list[_Note | None], opcode: pickletools.OpcodeInfo) -> list[_Note]:
-    """Removes what ``opcode`` takes from the stack, and gives it in order."""
+    """Pops the arguments of ``opcode`` from the stack and returns them in order."""
     before, taken = opcode.stack_before, list[_Note | None]()
     if pickletools.markobject in before:  # all down to the mark, and what the step takes below it
         place = next((i for i in range(len(stack) - 1, -1, -1) if stack[i] is None), None)

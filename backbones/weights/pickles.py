@@ -49,7 +49,7 @@ TORCH_CALLS = (
 )
 TORCH_TYPES = re.compile(r"torch\.((cuda\.)?[A-Z]\w*Storage|storage\.(Typed|Untyped)Storage|[a-z]+\d*(_\w+)?)")
 
-# What pickle and pickletools raise for files that are damaged, of another format, or made to do harm.
+# Errors of pickle and pickletools for files that are damaged, of another format, or made to do harm.
 UNREADABLE = (
     pickle.UnpicklingError,
     OSError,
@@ -86,13 +86,13 @@ def read_pickle(path: str | Path) -> Any:
 
 
 def check_torch_file(path: Path) -> None:
-    """Refuses a file by torch.save that would keep ``torch.load`` busy, or take memory, without end.
+    """Raises if ``torch.load`` would take unbounded time or memory for a file by torch.save.
 
-    Beside what ``check_steps`` finds: members of a zip that are compressed or overlap, so that a mebibyte is a gibibyte
-    once it is read; and a word without end, which torch's error takes the square of the time for.
+    Beyond ``check_steps``, it rejects compressed or overlapping zip members, by which a mebibyte becomes a gibibyte
+    when read, and very long words, for which torch's error message takes quadratic time.
 
     Raises:
-        ValueError: as told, or it is damaged.
+        ValueError: one of these problems, or a damaged file.
         OSError, zipfile.BadZipFile: it can't be read.
     """
     size = path.stat().st_size
@@ -163,7 +163,7 @@ class _Array(np.ndarray):
         _, shape, dtype, fortran, data = state
         data = data.encode("latin1") if isinstance(data, str) else data  # text: bytes of Python 2
         if not _is_shape(shape):
-            raise ValueError(f"it holds an array of shape {reprlib.repr(shape)}, which none has")
+            raise ValueError(f"it holds an array of the impossible shape {reprlib.repr(shape)}")
         if not isinstance(data, (bytes, bytearray)):
             raise ValueError(f"it holds an array of shape {shape} made of a {type(data).__name__}")
         if math.prod(shape) * dtype.dtype.itemsize != len(data):

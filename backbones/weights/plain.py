@@ -1,4 +1,4 @@
-"""The values a file may hold beside numbers: dense tensors and plain containers, no larger than the file."""
+"""Checks that values read from a file are dense tensors and plain containers, no larger than the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPEATED = 10  # times the bytes of the file, where tensors share theirs
 
 
 def check_plain(tree: Any, size: int) -> None:
-    """Refuses what was read from a file of ``size`` bytes if going through it would not end, or need other code.
+    """Raises unless ``tree``, read from a file of ``size`` bytes, can be walked in bounded time without other code.
 
     Raises:
         ValueError: a container that holds itself, or more values than any has; a tensor that is sparse, conjugate, of

@@ -1,4 +1,4 @@
-"""A comparison of classifiers that were tested on the same images: figures with intervals, claims, and a report.
+"""Compares classifiers that were tested on the same images: figures with intervals, claims, and a report.
 
 A test leaves each image's share of every figure in per_image.json, since top-1 accuracy and F2 are means over images: a
 bit for each image where all are right or wrong, else a list of numbers.  Intervals and claims are those of
@@ -29,7 +29,7 @@ from detection.files import write_text
 __all__ = ["PER_IMAGE", "compare_classifiers", "dump_shares", "image_statistic", "read_shares"]
 
 PER_IMAGE = "per_image.json"
-NO_DIFFERENCE = ("seed", "output_dir", "device", "data.root", "data.workers")  # they decide no comparison
+NO_DIFFERENCE = ("seed", "output_dir", "device", "data.root", "data.workers")  # these figures decide no comparison
 
 
 def compare_classifiers(
@@ -44,11 +44,11 @@ def compare_classifiers(
     """Writes comparison.json and report.md of ``variants`` to ``output``; returns the content of the first.
 
     Args:
-        variants: name -> a run directory, or that of a test, per seed.
+        variants: name -> the directory of a run or of a test per seed.
         output: directory, made if needed.
-        confidence: of intervals, and 1 less the rate of false claims.
-        pool: claims of methods take one seed deviation for all variants.
-        title: of the report.
+        confidence: confidence of intervals, and 1 minus the rate of false claims.
+        pool: use one seed deviation for all variants in claims about methods.
+        title: title of the report.
         sections: lines of Markdown that end the report.
 
     Raises:
@@ -74,7 +74,7 @@ def compare_classifiers(
         "pooling": found.pooling and asdict(found.pooling),
         "variants": {name: asdict(variant) for name, variant in found.variants.items()},
         "pairs": [
-            {key: value for key, value in asdict(pair).items() if key != "noise"}  # arrays, of which claims are made
+            {key: value for key, value in asdict(pair).items() if key != "noise"}  # arrays for the claims
             for pair in found.pairs
         ],
     }
@@ -134,7 +134,7 @@ def _sample(run: Path) -> tuple[str, Sample]:
 
 
 def _differences(variants: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, Any]]:
-    """Returns the config keys in which the first runs differ, as far as their directories have a config."""
+    """Returns the config keys in which the first runs differ, if their directories have a config."""
     paths = {name: runs[0] / "config.yaml" for name, runs in variants.items()}
     if not all(path.is_file() for path in paths.values()):
         return {}
@@ -178,7 +178,7 @@ def _report(
 
 
 def _best(found: Comparison, key: str) -> str:
-    """Returns which variants are not proven worse than another: as methods, where there are seeds enough."""
+    """Returns the variants that are not proven worse than another: as methods, if there are enough seeds."""
     anew = all(pair.methods is not None for pair in found.pairs)
     claims = [(pair, pair.detectors[key] if pair.methods is None else pair.methods[key]) for pair in found.pairs]
     worse = {pair.a if claim.value > 0 else pair.b for pair, claim in claims if claim.proven}
@@ -209,7 +209,7 @@ def _cell(value: Any) -> str:
 
 
 def _said(claims: Sequence[tuple[Pair, Claim | None]]) -> list[str]:
-    """Returns what is claimed of pairs: a line each of those that differ, and one of all others."""
+    """Returns the claims about pairs: a line for each pair that differs, and one for all others."""
     lines, alike, missing = list[str](), list[str](), dict[str, None]()
     for pair, claim in claims:
         if claim is None:

@@ -19,8 +19,8 @@ MIXING = ("mixup", "cutmix", "manifold_mixup")
 class ClassifierConfig:
     """The classifier and its test.  Source: "Deep Residual Learning", sections 3.4 and 4.2."""
 
-    # Beside the usual one: spatial pyramid pooling, early exits, relay back-propagation. A network of timm or
-    # torchvision keeps its own head where this is "classifier".
+    # Head: the usual one, spatial pyramid pooling, early exits, or relay back-propagation. A network of timm or
+    # torchvision keeps its own head if this is "classifier".
     # The attention critic is for backbones with SE, CBAM or residual attention.
     network: Literal["classifier", "spp", "branchynet", "relay", "attention_critic"] = "classifier"
     # The stage that is pooled, those with an early exit, or the two of relay back-propagation; empty: the last of the
@@ -29,21 +29,21 @@ class ClassifierConfig:
     # Of branchynet, entropy in nats below which an image leaves: one for all exits, or one each, from the first on.
     # 0.3 is the paper's first of ResNet-110 on CIFAR-10; a test of a run shows accuracy against cost for others.
     exit_thresholds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0.3,)
-    # Of the losses of auxiliary classifiers, which torchvision's GoogLeNet and Inception-v3 have; 0: without them.
+    # Weight of the losses of auxiliary classifiers in torchvision's GoogLeNet and Inception-v3; 0: without them.
     auxiliary_weight: NonNegative = 0.3  # "Going Deeper with Convolutions", section 5
-    # Images show any number of classes, such as tags: those of all their objects. Judged by tags.F2 of result.json.
+    # Images have any number of classes, such as tags: those of all their objects. The metric is tags.F2 of result.json.
     tags: bool = False
     # softmax: cross-entropy, where the classes of an image share the probability evenly; sigmoid: binary cross-entropy,
     # each class by itself. Probabilities are the function's.
     loss: Literal["softmax", "sigmoid"] = field(default="softmax", metadata=MODEL)
-    tag_threshold: Fraction = 0.2  # of every class where there is no data.val to choose thresholds on
+    tag_threshold: Fraction = 0.2  # threshold of every class if there is no data.val to choose it on
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0.1 in "Rethinking the Inception Architecture"
     mixup: NonNegative = 0.0  # alpha; 0.2 on ImageNet and 1 on CIFAR in its paper; 0: none
     cutmix: NonNegative = 0.0  # alpha; 1 in its paper; 0: none
     manifold_mixup: NonNegative = 0.0  # alpha; 2 in its paper; mixes the image or one of `features`; 0: none
-    views: Literal["crop", "ten_crop", "dense"] = "crop"  # what a test is shown: the centre, ten crops, whole images
+    views: Literal["crop", "ten_crop", "dense"] = "crop"  # views in a test: central crop, ten crops, whole images
     crop: Count = 224  # side of a crop, pixels
-    shorter_side: Count = 256  # of the image that crops are cut from
+    shorter_side: Count = 256  # shorter side of the image that crops are cut from
     # Shorter sides of the whole images.
     scales: Annotated[tuple[Count, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
 

@@ -1,6 +1,6 @@
-"""Costs of a classifier: parameters, multiply-adds of a crop, latency and memory.
+"""Measures the costs of a classifier: parameters, multiply-adds of a crop, latency and memory.
 
-Run it in a process of its own: the peak memory is that of the process.
+Run it in a separate process: the peak memory is that of the process.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from detection.structures import ImageBatch
 
 __all__ = ["measure_classifier_costs"]
 
-IMAGES, WARMUP = 50, 3  # timed one at a time, and untimed before
+IMAGES, WARMUP = 50, 3  # crops timed one at a time, and untimed ones before them
 
 
 def measure_classifier_costs(
     config: ClassificationConfig, checkpoint: Checkpoint[ClassificationConfig] | None
 ) -> dict[str, Any]:
-    """Returns the costs of the classifier that ``config`` describes, on crops of the first of ``config.data.test``.
+    """Measures the classifier that ``config`` describes on crops of the first images of ``config.data.test``.
 
-    Early exits are all counted.
+    All early exits are counted.
 
     Args:
-        config: of the run.
+        config: config of the run.
         checkpoint: trained weights; None: random.
 
     Returns:

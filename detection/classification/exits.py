@@ -1,4 +1,4 @@
-"""Measures what early exits give and cost: the accuracy of a BranchyNet against its multiply-adds, by threshold.
+"""Measures early exits: accuracy of a BranchyNet against its multiply-adds, by threshold.
 
 Source: Teerapittayanon, McDanel and Kung 2016, "BranchyNet", section IV (figure 5: accuracy against time by threshold);
 here the cost is counted and not timed, so that it is the same on every machine.
@@ -25,18 +25,18 @@ from detection.pages.plots import lines
 
 __all__ = ["ExitPoint", "draw_exits", "exit_costs", "exit_curve", "measure_exits"]
 
-STEPS = 19  # thresholds between that by which nobody leaves early and that by which everybody does
+STEPS = 19  # thresholds between the one at which no image leaves early and the one at which all do
 
 
 @dataclass(frozen=True, slots=True)
 class ExitPoint:
-    """Holds what one threshold for all exits gives.
+    """Accuracy and cost at one threshold for all exits.
 
     Attributes:
-        threshold: nats.
-        top1: share of the images that get the right class.
-        multiply_adds: of an image, on average.
-        shares: (E,) of the images, by the exit that they leave by.
+        threshold: entropy in nats.
+        top1: top-1 accuracy, 0..1.
+        multiply_adds: mean multiply-adds per image.
+        shares: (E,) share of the images that leave by each exit.
     """
 
     threshold: float
@@ -47,13 +47,13 @@ class ExitPoint:
 
 @torch.no_grad()
 def measure_exits(model: ImageClassifier, batches: Iterable[Views], labels: Tensor, side: int) -> list[ExitPoint]:
-    """Returns the curve of ``model``, a BranchyNet in eval mode, over images of all processes; empty beside the main.
+    """Returns the curve of ``model``, a BranchyNet in eval mode, over all images; empty on all but the main process.
 
     Args:
         model: holds the network.
-        batches: of this process, whose first view counts.
+        batches: batches of this process, whose first view counts.
         labels: (N,) of all images.
-        side: of the square images whose cost is counted, pixels.
+        side: side of the square images whose cost is counted, pixels.
     """
     network = model.network
     assert isinstance(network, BranchyNet)
@@ -69,7 +69,7 @@ def measure_exits(model: ImageClassifier, batches: Iterable[Views], labels: Tens
     if found is None:
         return []
     unsure, right = (torch.tensor(column) for column in zip(*found, strict=True))
-    steps = np.quantile(unsure.numpy(), np.arange(1, STEPS + 1) / (STEPS + 1))  # where the entropies lie
+    steps = np.quantile(unsure.numpy(), np.arange(1, STEPS + 1) / (STEPS + 1))  # range of the entropies
     thresholds = [0.0, *steps.tolist(), 1.01 * math.log(network.num_classes)]
     return exit_curve(unsure, right, exit_costs(network, side), thresholds)
 
@@ -81,12 +81,12 @@ def exit_curve(unsure: Tensor, right: Tensor, costs: Sequence[int], thresholds: 
         unsure: (N, E - 1) entropy at each early exit, nats.
         right: (N, E) bool, whether the exit gives the right class.
         costs: (E,) multiply-adds up to each exit.
-        thresholds: nats, of all exits at once.
+        thresholds: entropies in nats, each for all exits.
     """
     points, cost = list[ExitPoint](), torch.tensor(costs, dtype=torch.float64)
     for threshold in thresholds:
         leaves = torch.cat([unsure < threshold, torch.ones(len(unsure), 1, dtype=torch.bool)], dim=1)
-        taken = leaves.int().argmax(dim=1)  # the first exit that is sure
+        taken = leaves.int().argmax(dim=1)  # the first exit below the threshold
         shares = torch.bincount(taken, minlength=len(costs)).double() / len(taken)
         top1 = right.gather(1, taken[:, None]).double().mean()
         points.append(ExitPoint(threshold, float(top1), float(shares @ cost), tuple(shares.tolist())))
@@ -98,7 +98,7 @@ def exit_costs(network: BranchyNet, side: int) -> list[int]:
     """Returns the multiply-adds (E,) of an image of ``side`` x ``side`` up to each exit, branches included."""
     probe, costs = copy.deepcopy(network).to("meta").eval(), list[int]()
     with FlopCounterMode(display=False) as counter:
-        for branch in probe.branches.values():  # runs where its feature arises, before what follows it
+        for branch in probe.branches.values():  # runs when its feature is computed, before the following layers
             branch.register_forward_hook(lambda *_: costs.append(counter.get_total_flops() // 2))
         probe.exits(torch.zeros(1, 3, side, side, device="meta"))
         costs.append(counter.get_total_flops() // 2)

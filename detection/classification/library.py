@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision as classifiers, and weights of whole classifiers with the head they came with."""
+"""Networks of timm and torchvision as classifiers, and published weights including the head."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def build_library_classifier(
     """Returns the network of timm or torchvision that ``config`` names, with its own head for ``num_classes`` classes.
 
     Args:
-        config: of the network; its weights are as for ``build_plain_backbone``, and those of the head are not taken.
+        config: config of the network; weights as for ``build_plain_backbone``, without those of the head.
         num_classes: K.
-        pretrained: load the weights; False where those of a whole model follow.
-        auxiliary_weight: of the losses of auxiliary classifiers; 0 builds none.
+        pretrained: load the weights; False if weights of the whole model are loaded later.
+        auxiliary_weight: weight of the losses of auxiliary classifiers; 0 builds none.
 
     Raises:
         ValueError: no such network, an option of the backbone beside ``norm``, or weights that do not fit.
@@ -52,10 +52,10 @@ def build_library_classifier(
 
 
 def load_published(network: Classifier | LibraryClassifier, config: BackboneConfig) -> None:
-    """Loads all of ``network``, its head included, from the weights that ``config`` names.
+    """Loads all of ``network``, including its head, from the weights that ``config`` names.
 
     Raises:
-        ValueError: no weights are named, they can't be had, or they do not fit, as for another number of classes.
+        ValueError: no weights are named, they are not available, or they do not fit, such as another number of classes.
     """
     weights = config.weights
     if weights is None:

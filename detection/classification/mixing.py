@@ -1,8 +1,8 @@
-"""Mixing the images of a batch: each image with the one at its place from the end, and their classes by the same share.
+"""Mixes the images of a batch with those of the reversed batch, and their classes by the same share.
 
 Source: Zhang et al. 2018, "mixup", section 2; Yun et al. 2019, "CutMix", section 3; Verma et al. 2019, "Manifold
-Mixup", section 2.  The pairs are those of the batch and its reverse, where the papers draw a permutation: batches are
-shuffled already.
+Mixup", section 2.  Pairs are formed with the reversed batch and not, as in the papers, with a permutation, as batches
+are shuffled already.
 
 Shapes: N images, C channels, H W height and width, K classes.
 """
@@ -23,30 +23,30 @@ __all__ = ["Mixing", "blend", "cut", "cut_box", "draw_layer", "mixed_output"]
 
 @dataclass(frozen=True, slots=True)
 class Mixing:
-    """Says how a batch is mixed.
+    """Options for mixing a batch.
 
     Attributes:
         kind: "mixup" of pixels, "cutmix", or "manifold" mixup, of pixels or of a feature map.
-        alpha: of the beta distribution of the shares.
+        alpha: parameter of the beta distribution of the shares.
     """
 
     kind: Literal["mixup", "cutmix", "manifold"]
     alpha: float
 
     def draw_share(self, random: np.random.Generator) -> float:
-        """Returns the share of each image itself."""
+        """Draws the share of each image itself."""
         return float(random.beta(self.alpha, self.alpha))
 
 
 def blend(values: Tensor, share: float) -> Tensor:
-    """Returns ``share`` of ``values`` (N, ...) and the rest of their reverse."""
+    """Returns ``share`` times ``values`` (N, ...) plus the rest times the reversed values."""
     return share * values + (1 - share) * values.flip(0)
 
 
 def cut_box(share: float, size: tuple[int, int], random: np.random.Generator) -> tuple[slice, slice]:
     """Returns the rows and columns of a box of 1 - ``share`` of an image of ``size``, cut at the image's borders.
 
-    Its centre is anywhere in the image; its sides are to each other as the image's.
+    Its centre is anywhere in the image; it has the aspect ratio of the image.
     """
     spans: list[slice] = []
     for side in size:
@@ -57,7 +57,7 @@ def cut_box(share: float, size: tuple[int, int], random: np.random.Generator) ->
 
 
 def cut(pixels: Tensor, share: float, random: np.random.Generator) -> tuple[Tensor, float]:
-    """Returns ``pixels`` (N, C, H, W) with a box of each from its partner, and the share that is left of its own."""
+    """Replaces a box of each of ``pixels`` (N, C, H, W) by that of its partner; also returns the remaining share."""
     height, width = pixels.shape[-2:]
     rows, columns = cut_box(share, (height, width), random)
     mixed = pixels.clone()
@@ -68,7 +68,7 @@ def cut(pixels: Tensor, share: float, random: np.random.Generator) -> tuple[Tens
 
 @contextmanager
 def mixed_output(module: nn.Module, share: float) -> Iterator[None]:
-    """Blends what ``module`` gives."""
+    """Blends the output of ``module``."""
 
     def mix(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         return blend(output, share)
@@ -81,7 +81,7 @@ def mixed_output(module: nn.Module, share: float) -> Iterator[None]:
 
 
 def draw_layer(layers: Sequence[str], random: np.random.Generator) -> str | None:
-    """Returns one of ``layers``, or None for the image itself; all are as likely.  Without layers nothing is drawn."""
+    """Draws one of ``layers``, or None for the image itself, with equal probability; None without layers."""
     if not layers:
         return None
     place = int(random.integers(len(layers) + 1))

@@ -1,4 +1,4 @@
-"""A classifier that takes images as they are stored, and its loss.
+"""A classifier for images as stored, and its loss.
 
 Shapes: N images, H W height and width, K classes.
 """
@@ -23,21 +23,21 @@ __all__ = ["ImageClassifier"]
 
 
 class ImageClassifier(nn.Module):
-    """Class probabilities of images, or the loss of their classes.
+    """Computes class probabilities of images, or the loss of their classes.
 
-    Source: of softmax with several classes of an image Gong et al. 2014, "Deep Convolutional Ranking for Multilabel
-    Image Annotation", section 3.1.
+    Source of softmax with several classes per image: Gong et al. 2014, "Deep Convolutional Ranking for Multilabel Image
+    Annotation", section 3.1.
 
     Args:
-        network: from normalised images to logits; it may have losses of its own beside that of its end.
+        network: maps normalised images to logits; may have losses besides that of its output.
         label_smoothing: share of the probability that is spread evenly over all classes (Szegedy et al. 2016,
             "Rethinking the Inception Architecture", section 7).
-        mixing: how training mixes the images of a batch; None does not.
+        mixing: how training mixes the images of a batch; None: no mixing.
         loss: "softmax", cross-entropy over the classes; "sigmoid", binary cross-entropy of each class.
-        tags: images show any number of classes, all those of their objects; else one, that of their first object.
+        tags: images have any number of classes, those of all their objects; else one, that of the first object.
 
     Raises:
-        ValueError: features of a network are to be mixed that it has not.
+        ValueError: features to mix that the network lacks.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ImageClassifier(nn.Module):
         targets: Targets | None = None,
         proposals: Regions | None = None,
     ) -> Tensor | dict[str, Tensor]:
-        """Returns probabilities (N, K); with ``targets`` the losses.
+        """Returns probabilities (N, K) or, with ``targets``, the losses.
 
         Raises:
             ValueError: images of several sizes with targets, an image without an object, or with proposals, which
@@ -92,7 +92,7 @@ class ImageClassifier(nn.Module):
         return self._losses_mixed(self.mixing, pixels, wanted, images)
 
     def _losses_mixed(self, mixing: Mixing, pixels: Tensor, wanted: Tensor, images: ImageBatch) -> dict[str, Tensor]:
-        """Draws from the batch's own seeds, so that a run that goes on draws the same."""
+        """Draws from the seeds of the batch, so that a resumed run draws the same values."""
         random = np.random.default_rng(int(images.draw_seeds()[0]))
         share = mixing.draw_share(random)
         if mixing.kind == "cutmix":
@@ -105,7 +105,7 @@ class ImageClassifier(nn.Module):
             return self.network.losses(pixels, blend(wanted, share), self._criterion)
 
     def _wanted(self, targets: Targets) -> Tensor:
-        """Returns the target (N, K) of each class; a softmax's rows sum to 1, as far as images have a class."""
+        """Returns the target (N, K) of each class; for softmax, the row of an image with classes sums to 1."""
         num_classes = self.network.num_classes
         if not self.tags:
             return F.one_hot(targets.labels[:, 0], num_classes).float()
@@ -124,7 +124,7 @@ def _mixed_layers(network: Classifier | LibraryClassifier) -> tuple[str, ...]:
     """Returns the modules of ``network`` that give the features of its backbone, by name.
 
     Raises:
-        ValueError: no module gives one of them.
+        ValueError: no module computes one of them.
     """
     if isinstance(network, LibraryClassifier):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Several classes of one image: F2 by thresholds that are chosen on a validation set.
+"""Several classes per image: F2 with thresholds chosen on a validation set.
 
 Source: F2 of an image and its mean over images are those of "Planet: Understanding the Amazon from Space" (Kaggle,
 2017); F-beta is van Rijsbergen's, (1 + b^2) p r / (b^2 p + r), of precision p and recall r.
@@ -16,30 +16,30 @@ from torch import Tensor
 __all__ = ["TAGS", "choose_thresholds", "f_beta", "format_tags", "tag_figures", "tag_result"]
 
 TAGS = "tags"  # of result.json
-BETA = 2.0  # recall weighs four times as much as precision
+BETA = 2.0  # recall counts four times as much as precision
 GRID = (0.001, 0.002, 0.005, *(step / 100 for step in range(1, 100)))
-ROUNDS = 5  # over all classes; the choice has settled before
+ROUNDS = 5  # at most so many rounds over all classes; the choice converges earlier
 
 
 def f_beta(found: Tensor, truth: Tensor, beta: float = BETA) -> Tensor:
     """Returns the F-beta (..., N) of each image, of tags ``found`` and ``truth`` (..., N, K) bool.
 
-    1 where there is nothing to find and nothing was found.
+    It is 1 if there is nothing to find and nothing was found.
     """
     hits = (found & truth).sum(dim=-1)
     return _score(hits, found.sum(dim=-1), truth.sum(dim=-1), beta)
 
 
 def choose_thresholds(probabilities: Tensor, truth: Tensor, beta: float = BETA) -> Tensor:
-    """Returns thresholds (K,) by which the mean F-beta of ``truth`` (N, K) is highest, as far as a climb finds.
+    """Returns thresholds (K,) that maximise the mean F-beta of ``truth`` (N, K) by coordinate ascent.
 
-    Starts from the best threshold that all classes share and then improves one class after the other, as long as that
-    gains.  Of thresholds that give the same, takes the one nearest to the class's own so far.
+    Starts from the best threshold shared by all classes, and improves one class after the other as long as F-beta
+    rises.  Among equal thresholds, takes the one nearest to the current one of the class.
 
     Args:
         probabilities: (N, K).
         truth: (N, K) bool.
-        beta: of F-beta.
+        beta: weight of recall in F-beta.
     """
     grid = torch.tensor(GRID, dtype=probabilities.dtype)
     shared = torch.stack([f_beta(probabilities > step, truth, beta).mean() for step in grid])
@@ -66,7 +66,7 @@ def tag_figures(probabilities: Tensor, truth: Tensor, thresholds: Tensor) -> dic
     Args:
         probabilities: (N, K).
         truth: (N, K) bool.
-        thresholds: (K,), above which a class is found.
+        thresholds: (K,) above which a class is found.
     """
     found = probabilities > thresholds
     hits = int((found & truth).sum())
@@ -80,7 +80,7 @@ def tag_figures(probabilities: Tensor, truth: Tensor, thresholds: Tensor) -> dic
 def tag_result(
     probabilities: Tensor, truth: Tensor, *, thresholds: Sequence[float], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns what a test gives: figures, the number of images, the threshold of each class, and F2 by image.
+    """Returns the result of a test: figures, the number of images, the threshold of each class, and F2 by image.
 
     Args:
         probabilities: (N, K).
@@ -106,6 +106,6 @@ def format_tags(result: Mapping[str, Any]) -> str:
 
 
 def _score(hits: Tensor, found: Tensor, wanted: Tensor, beta: float) -> Tensor:
-    """Returns F-beta from the counts of tags that are right, found and to be found."""
+    """Returns F-beta from the counts of correct, found and true tags."""
     total = (beta**2 * wanted + found).double()
     return torch.where(total > 0, (1 + beta**2) * hits / total.clamp(min=1), 1.0)

@@ -1,7 +1,7 @@
-"""Training a backbone to classify images, and testing it: where a detector's weights come from.
+"""Trains and tests a backbone as an image classifier, to initialise detectors.
 
-RUN is a run directory as a detector's; its result.json has the share of images whose class is the likeliest ("top1") or
-among the five likeliest ("top5").  ``backbone.weights: RUN`` starts a detector from it.
+RUN is a run directory like that of a detector; its result.json has top-1 and top-5 accuracy ("top1", "top5").
+``backbone.weights: RUN`` starts a detector from it.
 
 Source: "Deep Residual Learning for Image Recognition", sections 3.4 and 4.2.
 Shapes: N images, K classes.
@@ -78,9 +78,9 @@ def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool 
     """Trains the classifier that ``config`` describes into ``output`` and returns its last result.
 
     Args:
-        config: of the run.
-        output: the run directory, made if needed.
-        resume: go on from the newest checkpoint in it, if there is one.
+        config: config of the run.
+        output: the run directory, created if needed.
+        resume: continue from the newest checkpoint in ``output``, if there is one.
 
     Raises:
         ValueError: bad data or config, an image with objects of two classes, or ``output`` holds a run and ``resume``
@@ -88,7 +88,7 @@ def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool 
         NotFiniteError, StoppedError, MemoryError, OSError: as ``run_training``.
     """
     start(choose_device(config.device))
-    if config.solver.best_metric is not None:  # a misspelt name ends here, not later
+    if config.solver.best_metric is not None:  # fails early on a misspelt name
         section = TAGS if config.classification.tags else SECTION
         read_metric({section: dict.fromkeys(_names(section))}, config.solver.best_metric)
     only_main(print)(f"images: data.shorter_side {config.data.shorter_side} in training, {_shown(config)} in a test")
@@ -115,11 +115,11 @@ def evaluate_classifiers(
 ) -> dict[str, Any]:
     """Tests the classifiers ``checkpoints`` together on ``config.data.test``; writes and returns result.json.
 
-    Several are an ensemble: their probabilities are averaged.  Thresholds of tags are chosen on ``config.data.val``.
+    Averages the probabilities of several as an ensemble.  Thresholds of tags are chosen on ``config.data.val``.
 
     Args:
-        config: of the test: data, views, device, precision.
-        checkpoints: each is built as its own config says.
+        config: config of the test: data, views, device, precision.
+        checkpoints: each is built from its own config.
         output: directory for result.json.
 
     Raises:
@@ -141,16 +141,16 @@ def evaluate_classifiers(
 
 
 def evaluate_weights(config: ClassificationConfig, output: Path) -> dict[str, Any]:
-    """Tests the published ``config.backbone.weights``, with the head they came with, on ``config.data.test``.
+    """Tests the published ``config.backbone.weights`` with their own head on ``config.data.test``.
 
-    Classes go by their order: ImageNet's weights have its WordNet ids sorted, as folders are.
+    Classes are matched by their order: weights of ImageNet sort its WordNet ids, like folders.
 
     Args:
-        config: of the network, its weights and the test.
+        config: config of the network, its weights and the test.
         output: directory for result.json.
 
     Raises:
-        ValueError: bad data or config, or weights that are no classifier of so many classes.
+        ValueError: bad data or config, or weights that are not a classifier with so many classes.
     """
     start(choose_device(config.device))
     index = _test_images(config)
@@ -277,7 +277,7 @@ def _test_images(config: ClassificationConfig) -> AnnotationIndex:
 
 
 def _val_images(config: ClassificationConfig) -> AnnotationIndex | None:
-    """Returns the images that a test chooses thresholds on; None: it needs none, or has none."""
+    """Returns the images to choose thresholds on; None if the test needs none or there are none."""
     if not config.classification.tags or not config.data.val:
         return None
     return load_index(config.data, config.data.val, key="data.val", say=only_main(print))
@@ -291,7 +291,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Tests ``models`` together on ``index``; returns the content of result.json, on every process.
 
-    Thresholds of tags are chosen on ``val``, if there is one.  What images contribute is under "per_image".
+    Thresholds of tags are chosen on ``val``, if given.  "per_image" holds the contribution of each image.
     """
     options, result = config.classification, dict[str, Any]()
     if not options.tags:
@@ -344,7 +344,7 @@ def _look(
 
 
 def _loader(config: ClassificationConfig, index: AnnotationIndex) -> tuple[DataLoader[Views], int]:
-    """Returns the views of this process's share of ``index``, and how many images these are."""
+    """Returns the views of this process's share of ``index``, and the number of its images."""
     options, pin = config.classification, choose_device(config.device).type == "cuda"
     views = ClassViews(kind=options.views, crop=options.crop, shorter_side=options.shorter_side, scales=options.scales)
     rows = range(len(index))[rank() :: world_size()]
@@ -352,7 +352,7 @@ def _loader(config: ClassificationConfig, index: AnnotationIndex) -> tuple[DataL
 
 
 def _write(result: dict[str, Any], output: Path) -> dict[str, Any]:
-    """Writes result.json, and beside it what images contribute; returns the first."""
+    """Writes result.json, and the contributions of images beside it; returns the result."""
     images = result.pop(IMAGES, {})
     with together("writing the result"):
         if is_main():
@@ -363,7 +363,7 @@ def _write(result: dict[str, Any], output: Path) -> dict[str, Any]:
 
 
 def _names(section: str) -> list[str]:
-    """Returns the figures of a section; "topN" of a classifier: the true class is among the N likeliest."""
+    """Returns the names of the figures of a section; "topN": the true class is among the N likeliest."""
     return [metric.short_name for metric in shown_in("console", f"{section}.")]
 
 

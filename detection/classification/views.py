@@ -1,4 +1,4 @@
-"""Images as a classifier sees them: augmented in training; in a test one crop, ten crops, or whole at several sizes.
+"""Views of images for a classifier: augmented in training; one crop, ten crops or whole images in a test.
 
 Source: "Deep Residual Learning for Image Recognition", section 3.4; Krizhevsky et al. 2012, section 4.1 (ten crops).
 Shapes: V views of an image.
@@ -25,13 +25,13 @@ from detection.structures import ImageBatch, Target
 
 __all__ = ["ClassImages", "ClassViews", "Views", "class_view_loader"]
 
-AT_ONCE = 64  # images; those that are looked at whole come one by one, since their sizes differ
+AT_ONCE = 64  # images per batch; whole images come one by one, as their sizes differ
 
 
 class ClassImages(DetectionDataset):
-    """The images of an index, for training: each keeps the labels of its objects, which become the whole of it.
+    """The images of an index, for training; each object becomes the whole image and keeps its label.
 
-    Augmentation does not move boxes, which takes most of the time with images of 32 x 32 pixels.
+    Augmentation then skips boxes, which take most of the time for images of 32 x 32 pixels.
     """
 
     def _unresized(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
@@ -48,11 +48,11 @@ class ClassViews:
     """The views of an image that a classifier sees.
 
     Attributes:
-        kind: "crop" the central one; "ten_crop" also those at the corners, and all five mirrored; "dense" the whole
-            image at each of ``scales``, as the fully convolutional form of a network takes it. Corners are those of the
-            whole image; Krizhevsky et al. cut its central square first.
+        kind: "crop", the central crop; "ten_crop", also those at the corners, and flips of all five; "dense", the whole
+            image at each of ``scales``, for the fully convolutional form of a network. Corners are those of the whole
+            image; Krizhevsky et al. crop its central square first.
         crop: side of a crop, pixels.
-        shorter_side: of the image that crops are cut from, pixels.
+        shorter_side: shorter side of the image that crops are cut from, pixels.
         scales: shorter sides of the whole images, pixels.
     """
 
@@ -109,7 +109,7 @@ def _collate(samples: list[tuple[int, list[Tensor]]]) -> Views:
 
 
 def _resized(image: Tensor, shorter: int) -> Tensor:
-    """Returns left as it is where it has that size already."""
+    """Returns the resized image, or the image itself if it has that size already."""
     if min(image.shape[1:]) == shorter:
         return image
     (resized,) = resize_images(ImageBatch.from_images([image]), shorter).pixels

@@ -1,6 +1,6 @@
-"""The shared parts of the commands of ``resdet``: descriptions, and a config on the command line.
+"""Parts that the commands of ``resdet`` share: command descriptions, common options and config arguments.
 
-A task is imported when its command is called, after the config was read.
+A task is imported only when its command is called, after the config has been read.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ __all__ = [
     "steps_options",
 ]
 
-# Part of the help of a training.
+# Ends the help of every command that trains.
 RESUMING = """
-With --resume from the start, the same command goes on after whatever ended it. SIGTERM, SIGUSR1 and Ctrl-C save and end
-with exit status 75, mistakes and failures with 1.
+Given --resume from the first start, the same command continues after any interruption. SIGTERM, SIGUSR1 and Ctrl-C save
+a checkpoint and exit with status 75; errors exit with status 1.
 """
 
 ConfigT = TypeVar("ConfigT", bound=ProgramConfig)
 
-# What a command calls, and what shows the result; the second may return an exit status.
+# The task of a command, and the function that shows its result and may return an exit status.
 Call = tuple[Callable[[], Any], Callable[[Any], int | None]]
 
 
 class UsageError(ValueError):
-    """Arguments that do not go together."""
+    """Raised for arguments that do not fit together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +72,18 @@ class Command:
 
 
 def config_options(parser: ArgumentParser, example: str) -> None:
-    """Adds the config file and ``key=value`` changes of it, in one list, so that options may stand between them."""
+    """Adds the config file and its ``key=value`` changes as one list, so that options may stand between them."""
     parser.add_argument(
         "words",
         nargs="*",
         metavar="CONFIG key=value",
-        help=f"a YAML file, or a name of resdet list configs; then changes such as {example}",
+        help=f"a YAML file or a name from resdet list configs, then changes such as {example}",
     )
-    parser.add_argument("--config-file", help=argparse.SUPPRESS)  # how tools/ spell CONFIG
+    parser.add_argument("--config-file", help=argparse.SUPPRESS)  # the programs of tools/ pass CONFIG this way
 
 
 def config_name(args: Namespace) -> tuple[str | None, list[str]]:
-    """Returns the config's name, if one is given, and the changes."""
+    """Returns the name of the config (None if none is given) and the changes."""
     first = args.words[:1]
     if args.config_file is None and first and ("=" not in first[0] or Path(first[0]).is_file()):
         return first[0], args.words[1:]
@@ -94,42 +94,44 @@ def read_config(args: Namespace, schema: type[ConfigT]) -> tuple[ConfigT, Path]:
     """Returns the config that the command line describes, and its file."""
     name, changes = config_name(args)
     if name is None:
-        raise UsageError("give a config: a YAML file, or a name of resdet list configs")
+        raise UsageError("give a config: a YAML file, or a name from resdet list configs")
     path = find_config(name)
     return load_config(schema, path, changes), path
 
 
 def run_options(parser: ArgumentParser) -> None:
-    """Adds the options of a training."""
+    """Adds the options that every training command has."""
     parser.add_argument("--output-dir", help="run directory (default: output/<folder>/<name of the config file>)")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, if there is one")
 
 
 def steps_options(parser: ArgumentParser, holds: str) -> None:
-    """Adds the options of a program of several trainings, which goes on by itself."""
+    """Adds the options of a command that runs several trainings and always resumes."""
     parser.add_argument("--output-dir", required=True, help=holds)
-    parser.add_argument("--resume", action="store_true", help="changes nothing: what is there is always gone on with")
+    parser.add_argument("--resume", action="store_true", help="has no effect: existing runs are always continued")
 
 
 def folder_options(parser: ArgumentParser) -> None:
-    """Adds what a user may say of a folder of data; see ``folder_project``."""
+    """Adds the options for a folder of data; see ``folder_project``."""
     parser.add_argument(
         "--from",
         dest="start",
         metavar="NAME",
-        help="of a folder: start from a run, a checkpoint, a detector of resdet list zoo, a file of torchvision or "
-        'Detectron2, or "none" (default: a published detector, if it can be had)',
+        help="for a folder: start from a run, a checkpoint, a detector of resdet list zoo, a file of torchvision or "
+        'Detectron2, or "none" (default: a published detector, if one is available)',
     )
-    parser.add_argument("--group", metavar="REGEX", help="of a folder: images with the same match stay in one split")
-    parser.add_argument("--format", help="of a folder: of its labels, where it has several")
-    parser.add_argument("--split-seed", type=int, default=0, help="of a folder: of the split that is drawn")
-    parser.add_argument("--overwrite", action="store_true", help="of a folder: write card, split and config anew")
+    parser.add_argument(
+        "--group", metavar="REGEX", help="for a folder: images whose paths have the same match stay in one split"
+    )
+    parser.add_argument("--format", help="for a folder: label format to read if it has several")
+    parser.add_argument("--split-seed", type=int, default=0, help="for a folder: seed of the random split (default: 0)")
+    parser.add_argument("--overwrite", action="store_true", help="for a folder: rewrite card, split and config")
 
 
 def data_folder(word: str) -> Path | None:
-    """Returns ``word`` as a path if it means a folder of data; None if it is something else.
+    """Returns ``word`` as a path if it names a folder of data, else None.
 
-    A folder, a data.yaml of YOLO's kind, a JSON or a CSV of labels in a folder.
+    A YOLO data.yaml and a JSON or CSV file of labels stand for their folder.
     """
     path = Path(word)
     if path.is_dir() or (path.suffix in (".json", ".csv") and path.is_file()):
@@ -145,10 +147,10 @@ def data_folder(word: str) -> Path | None:
 
 
 def folder_project(args: Namespace, word: str | None) -> Project | None:
-    """Returns the project of the folder that ``word`` means, written if need be; None if it means no folder.
+    """Returns the project of the data folder ``word``, written if it is new; None if ``word`` is no data folder.
 
     Raises:
-        UsageError: options of a folder without a folder, or a format that is not known.
+        UsageError: an option for folders without a folder, or an unknown format.
     """
     folder = None if word is None else data_folder(word)
     if folder is None:
@@ -156,7 +158,7 @@ def folder_project(args: Namespace, word: str | None) -> Project | None:
         if given:
             option = "from" if given[0] == "start" else given[0]
             key = f"; in a config it is the key init: init={args.start}" if option == "from" else ""
-            raise UsageError(f"--{option} is for a folder of data, and {word!r} is none{key}")
+            raise UsageError(f"--{option} takes a folder of data, and {word!r} is none{key}")
         return None
     from detection.data.readers.table import FORMATS
     from detection.tasks.init import Wishes, init_folder
@@ -170,19 +172,19 @@ def folder_project(args: Namespace, word: str | None) -> Project | None:
 
 
 def run_directory(args: Namespace, config: ProgramConfig, path: Path) -> Path:
-    """Returns where the run of the config file ``path`` lies."""
+    """Returns the run directory of ``config``, read from the file ``path``."""
     return Path(args.output_dir or config.output_dir or Path("output") / path.resolve().parent.name / path.stem)
 
 
 def positive(text: str) -> int:
-    """Returns the number ``text``, for options that take one from 1."""
+    """Parses ``text`` as an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"takes a number from 1, got {text!r}")
     return int(text)
 
 
 def fraction(text: str) -> float:
-    """Returns the number ``text``, for options that take one from 0 to 1."""
+    """Parses ``text`` as a number from 0 to 1."""
     try:
         value = float(text)
     except ValueError:
@@ -193,7 +195,7 @@ def fraction(text: str) -> float:
 
 
 def show_tables(result: dict[str, Any], output: Path | None = None) -> None:
-    """Prints the tables of a detector's ``result``, on the main process, and where result.json lies in ``output``."""
+    """Prints the tables of ``result`` and the path of result.json in ``output``, on the main process only."""
     from detection.engine.distributed import is_main
     from detection.evaluation.report import format_tables
 

@@ -1,4 +1,4 @@
-"""Commands on data sets, and the list of names."""
+"""Commands for data sets, and ``resdet list``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from detection.packaged import CARDS, CONFIGS, find_config, headlines
 __all__ = ["COMMANDS"]
 
 INIT = """
-Recognises VOC, COCO, YOLO, LabelMe, CVAT, Label Studio, OpenImages, a CSV of boxes and image folders. Writes a card, a
-split where there is none, and a config with a reason for every value, to output/NAME/init.
+Recognises VOC, COCO, YOLO, LabelMe, CVAT, Label Studio, OpenImages, a CSV of boxes and image folders. Writes to
+output/NAME/init a card, a split if the folder has none, and a config with a reason for every value.
 
 examples:
   resdet init photos/
@@ -23,7 +23,7 @@ examples:
 
 def _init_options(parser: ArgumentParser) -> None:
     parser.add_argument("folder", help="images and their labels")
-    parser.add_argument("--output-dir", help="of the run that follows (default: output/NAME of the folder)")
+    parser.add_argument("--output-dir", help="run directory for the training (default: output/NAME of the folder)")
     folder_options(parser)
 
 
@@ -38,26 +38,30 @@ def _init(args: Namespace) -> Call:
 
 
 CHECK = """
-A folder is recognised first, as by resdet init, whose files it gets.
+A folder is first prepared as by resdet init.
 
 examples:
   resdet check photos/
   resdet check bccd
   resdet check bccd --page data.html --config bccd/resnet18_c4
   resdet check my_data.yaml --split train --root /data
-Exit status: 0 fine, 1 errors that would stop a training.
+Exit status: 0 without errors, 1 with errors that would stop a training.
 """
 
 
 def _check_options(parser: ArgumentParser) -> None:
-    parser.add_argument("card", help="a folder, the name of a card (resdet list cards), or the path of one")
-    parser.add_argument("--output-dir", help="of a folder: for its card (default: output/NAME)")
+    parser.add_argument("card", help="a folder of data, or the name (resdet list cards) or path of a card")
+    parser.add_argument("--output-dir", help="for a folder: where its card is written (default: output/NAME)")
     folder_options(parser)
     parser.add_argument("--split", action="append", default=[], help="only this split (may be repeated)")
     parser.add_argument("--root", help="data root (default: $RESDET_DATA_ROOT, else datasets/)")
     parser.add_argument("--skip-images", action="store_true", help="do not decode the images")
-    parser.add_argument("--page", type=Path, metavar="FILE.html", help="draw it all on one page, with pictures")
-    parser.add_argument("--config", help="a detector whose anchors are held against the objects (default: a folder's)")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE.html", help="also write all findings to one HTML page, with pictures"
+    )
+    parser.add_argument(
+        "--config", help="detector whose anchors are compared with the objects (default: the config of a folder)"
+    )
 
 
 def _check(args: Namespace) -> Call:
@@ -85,12 +89,12 @@ DOWNLOAD = """
 examples:
   resdet download voc2007 voc2012            # 2.8 GB, into VOCdevkit below the data root
   resdet download coco2017 --root /data      # 19 GB, into /data/coco
-An interrupted download goes on where it stopped when the command is run again.
+Run the command again to continue an interrupted download.
 """
 
 
 def _download_options(parser: ArgumentParser) -> None:
-    parser.add_argument("names", nargs="+", metavar="NAME", help="a card (resdet list cards), or the path of one")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="the name (resdet list cards) or path of a card")
     parser.add_argument("--root", help="data root (default: $RESDET_DATA_ROOT, else datasets/)")
 
 
@@ -102,8 +106,8 @@ def _download(args: Namespace) -> Call:
 
 
 DIGITS = """
-Handwritten digits on photographs, in VOC and in COCO layout. The cards digits (COCO layout, with masks), digits_labels
-(label images), digits_panoptic and digits_voc (VOC layout) read it.
+Pastes handwritten digits on photographs, in VOC and COCO layout. Its cards are digits (COCO, with masks), digits_labels
+(label images), digits_panoptic and digits_voc.
 
 examples:
   resdet digits                                  # 600 train and 100 test images, datasets/digits
@@ -113,9 +117,9 @@ examples:
 
 def _digits_options(parser: ArgumentParser) -> None:
     parser.add_argument("--root", help="data root (default: $RESDET_DATA_ROOT, else datasets/)")
-    parser.add_argument("--train", type=int, default=600, help="train images (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=100, help="test images (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other images (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=600, help="number of training images (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=100, help="number of test images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random generator (default: %(default)s)")
 
 
 def _digits(args: Namespace) -> Call:
@@ -135,7 +139,7 @@ def _list(args: Namespace) -> Call:
 
 
 def _rows(what: str) -> list[tuple[str, str]]:
-    """Returns names, with what there is to say of each."""
+    """Returns the names of a kind, each with a line about it."""
     if what in ("configs", "cards"):
         return headlines(CONFIGS if what == "configs" else CARDS)
     if what == "backbones":
@@ -156,8 +160,8 @@ def _show_rows(rows: list[tuple[str, str]]) -> None:
 
 COMMANDS = {
     "init": Command("Writes card, split and config for a folder of images and labels", _init_options, _init, INIT),
-    "check": Command("Lists what is wrong in a data set, with counts per class", _check_options, _check, CHECK),
+    "check": Command("Lists the errors in a data set, with counts per class", _check_options, _check, CHECK),
     "download": Command("Downloads the archives that cards list", _download_options, _download, DOWNLOAD),
-    "digits": Command("Makes a small data set without a network", _digits_options, _digits, DIGITS),
+    "digits": Command("Makes a small data set offline", _digits_options, _digits, DIGITS),
     "list": Command("Lists configs, cards, backbones or published detectors", _list_options, _list),
 }

@@ -1,4 +1,4 @@
-"""Commands that train a detector and use it."""
+"""Commands that train, test, use and export a detector."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["COMMANDS"]
 ZOO_FOLDER, PREDICTIONS = Path("output/zoo"), Path("output/predictions")
 
 TRAIN = f"""
-In the place of CONFIG a folder of images and labels may stand: it gets a card and a config, as by resdet init.
+CONFIG may also be a folder of images and labels, for which a card and a config are written as by resdet init.
 
 examples:
   resdet train photos/
@@ -51,7 +51,7 @@ def _train_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--fit",
         action="store_true",
-        help="find the fewest solver.accumulate parts of a step that the GPU's memory holds",
+        help="find the smallest solver.accumulate with which an iteration fits in GPU memory",
     )
     folder_options(parser)
 
@@ -60,7 +60,7 @@ def _train(args: Namespace) -> Call:
     name, changes = config_name(args)
     if (project := folder_project(args, name)) is not None:
         if project.classifies:
-            raise UsageError(f"{name} has classes of whole images and no boxes; resdet pretrain {project.config}")
+            raise UsageError(f"{name} has image classes and no boxes; type: resdet pretrain {project.config}")
         args.config_file, args.words, args.output_dir = str(project.config), changes, str(project.output)
     config, path = read_config(args, DetectionConfig)
     from detection.tasks.train import run_training
@@ -70,8 +70,8 @@ def _train(args: Namespace) -> Call:
 
 
 TEST = """
-Prints COCO AP and VOC AP; writes result.json, detections.json in COCO's results format, and pictures on request. Of
-networks that label pixels: mean IoU or panoptic quality, label images and counts.
+Prints COCO AP and VOC AP; writes result.json, detections.json in COCO's results format, and pictures on request.
+Segmentation networks get mean IoU or panoptic quality, label images and counts.
 
 examples:
   resdet test configs/digits/resnet18_c4.yaml --weights output/digits/resnet18_c4
@@ -90,7 +90,7 @@ def _test_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--zoo",
         metavar="NAME",
-        help=f"instead of CONFIG and --weights: a published detector (resdet list zoo), converted to {ZOO_FOLDER}",
+        help=f"a published detector (resdet list zoo) instead of CONFIG and --weights; converted to {ZOO_FOLDER}",
     )
     parser.add_argument(
         "--ensemble", action="append", default=[], metavar="W", help="a further checkpoint (may be repeated)"
@@ -102,9 +102,11 @@ def _test_options(parser: ArgumentParser) -> None:
         "--submit", action="store_true", help="write submission/, the files that the challenge's server reads"
     )
     parser.add_argument(
-        "--robustness", action="store_true", help="test also blurred, noisy, darker and JPEG-coded images"
+        "--robustness", action="store_true", help="also test blurred, noisy, darker and JPEG-compressed images"
     )
-    parser.add_argument("--proposals", action="store_true", help="only the RPN: average recall at 100, 300, 1000")
+    parser.add_argument(
+        "--proposals", action="store_true", help="only average recall of the RPN at 100, 300 and 1000 proposals"
+    )
 
 
 def _test(args: Namespace) -> Call:
@@ -129,7 +131,7 @@ def _test(args: Namespace) -> Call:
     folder = checkpoint.path.parent if isinstance(checkpoint, Exported) else checkpoint.path.parent.parent
     output = Path(args.output_dir or results_folder(args.weights, folder) / "test")
     if isinstance(checkpoint, Exported) and (args.proposals or args.robustness):
-        raise UsageError("an exported file is tested as it is; leave out --proposals and --robustness")
+        raise UsageError("an exported file has no --proposals and no --robustness; leave them out")
     if args.proposals and not isinstance(checkpoint, Exported):
         return partial(proposal_recall, config, checkpoint, output, limit=args.limit), _show_recall
     ensemble = [read_checkpoint(path) for path in args.ensemble]
@@ -154,7 +156,7 @@ def _test(args: Namespace) -> Call:
 
 
 def _from_zoo(name: str) -> tuple[Path, str]:
-    """Returns the directory of a published detector, downloaded if need be, and its published figures."""
+    """Returns the directory of a published detector and its published figures; downloads it if it is missing."""
     from detection.progress import bar
     from detection.weights import zoo
 
@@ -200,7 +202,8 @@ def _show_robustness(
 
 
 PREDICT = """
-Prints them, draws them, and writes predictions.json. Images that can't be read are told there, and by exit status 1.
+Prints the detections, draws them, and writes predictions.json. Images that can't be read are listed there, and the exit
+status is 1.
 
 examples:
   resdet predict --weights output/bccd/resnet18_c4 cells.jpg
@@ -216,28 +219,38 @@ def _predict_options(parser: ArgumentParser) -> None:
         nargs="+",
         type=_source,
         metavar="IMAGE",
-        help="image and video files, folders of images, http(s) addresses, or the number of a camera",
+        help="image or video file, folder of images, http(s) address, or number of a camera",
     )
     parser.add_argument(
         "--weights", required=True, help="a .safetensors checkpoint, a run directory, or hf://NAME/REPO"
     )
     parser.add_argument(
-        "--output-dir", type=Path, help=f"a new one (default: {PREDICTIONS}, or the next of {PREDICTIONS}-2, ...)"
+        "--output-dir",
+        type=Path,
+        help=f"new output folder (default: the first free of {PREDICTIONS}, {PREDICTIONS}-2, ...)",
     )
     parser.add_argument(
         "--min-score",
         type=_min_score,
         action="append",
         metavar="[CLASS=]S",
-        help="of all classes or of one (may be repeated; default: that of the run's best F1, else 0.5)",
+        help="score threshold of all classes or of one (may be repeated; default: that of the run's best F1, else 0.5)",
     )
-    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images or frames looked at at once")
-    parser.add_argument("--max-frames", type=positive, metavar="N", help="of each video and camera")
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="images or frames per forward pass (default: %(default)s)",
+    )
+    parser.add_argument("--max-frames", type=positive, metavar="N", help="stop after N frames of each video and camera")
     parser.add_argument("--slice", type=positive, metavar="SIDE", help="cut large images into windows of SIDE pixels")
     parser.add_argument(
-        "--slice-overlap", type=fraction, metavar="S", help="share of a side that windows have in common"
+        "--slice-overlap", type=fraction, metavar="S", help="overlap of neighbouring windows as a share of SIDE"
     )
-    parser.add_argument("--slice-merge", choices=("ios", "nms"), help="how the finds of windows are merged")
+    parser.add_argument(
+        "--slice-merge", choices=("ios", "nms"), help="how detections of overlapping windows are merged"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
@@ -248,7 +261,7 @@ def _source(text: str) -> Path | str | int:
 
 
 def _min_score(text: str) -> tuple[str, float]:
-    """Returns the class, "" for all, and its least score."""
+    """Returns the class ("" for all) and its score threshold."""
     name, _, score = text.rpartition("=")
     return name, fraction(score)
 
@@ -276,7 +289,7 @@ def _show_prediction(failed: int, *, output: Path) -> int:
 
 
 ALTERNATING = """
-Run again, it goes on where it stopped.
+Run the command again to continue where it stopped.
 
 examples:
   resdet alternating configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16_4step
@@ -298,9 +311,9 @@ def _alternating(args: Namespace) -> Call:
 
 
 EXPORT = """
-The whole test as one file, from uint8 pixels to boxes, and the proof that it finds what PyTorch finds: detections, AP,
-latency and memory of both, on data.test or on --images. Writes RUN/export/FORMAT; a limit that is exceeded writes
-nothing. Images are resized outside of the file. docs/export.md says more.
+Writes one file that maps uint8 pixels to boxes, and compares it with PyTorch: detections, AP, latency and memory, on
+data.test or --images. The files are written to RUN/export/FORMAT, or not at all if a limit is exceeded. Images are
+resized outside the file. See docs/export.md.
 
 examples:
   resdet export output/digits/resnet18_c4 --format onnx
@@ -315,23 +328,52 @@ def _export_options(parser: ArgumentParser) -> None:
     parser.add_argument("--format", required=True, choices=("torch", "onnx", "openvino", "web"))
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--half", dest="precision", action="store_const", const="fp16", help="float16 weights")
-    precision.add_argument("--int8", dest="precision", action="store_const", const="int8", help="not of torch")
-    parser.add_argument("--size", type=_size, metavar="HxW", help="of the frame (default: what the images need)")
-    parser.add_argument("--batch", type=positive, default=1, help="images of a call (default: %(default)s)")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="to prove and calibrate on, instead of the data")
-    parser.add_argument("--limit", type=positive, default=20, metavar="N", help="so many images (default: %(default)s)")
+    precision.add_argument(
+        "--int8",
+        dest="precision",
+        action="store_const",
+        const="int8",
+        help="int8 weights and activations; not with torch",
+    )
+    parser.add_argument(
+        "--size", type=_size, metavar="HxW", help="input size (default: the smallest that holds the images)"
+    )
+    parser.add_argument("--batch", type=positive, default=1, help="images per call (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="images to compare and calibrate on (default: the run's data)"
+    )
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        default=20,
+        metavar="N",
+        help="compare and calibrate on N images (default: %(default)s)",
+    )
     parser.add_argument("--timed", type=int, default=20, metavar="N", help="time N images (default: %(default)s)")
-    parser.add_argument("--licence", help="of the weights, for the file's metadata")
+    parser.add_argument("--licence", help="licence of the weights, for the file's metadata")
     parser.add_argument(
-        "--runtime", type=Path, metavar="FOLDER", help="of web: onnxruntime-web's dist (default: npm, or its registry)"
+        "--runtime", type=Path, metavar="FOLDER", help="for web: dist folder of onnxruntime-web (default: from npm)"
     )
-    parser.add_argument("--output-dir", type=Path, help="(default: export/FORMAT in the run directory)")
+    parser.add_argument("--output-dir", type=Path, help="output folder (default: export/FORMAT in the run directory)")
     parser.add_argument(
-        "--max-unmatched", type=fraction, metavar="F", help="share of detections (default: 0.01; half 0.05, int8 0.3)"
+        "--max-unmatched",
+        type=fraction,
+        metavar="F",
+        help="allowed share of detections without a match (default: 0.01; half 0.05, int8 0.3)",
     )
-    parser.add_argument("--max-ap-loss", type=float, default=1.0, metavar="P", help="in points (default: %(default)s)")
     parser.add_argument(
-        "--part-loss", type=fraction, default=0.02, metavar="F", help="a part stays float above (default: %(default)s)"
+        "--max-ap-loss",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="allowed loss of AP in points (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--part-loss",
+        type=fraction,
+        default=0.02,
+        metavar="F",
+        help="int8: a part that loses a larger share of detections stays float (default: %(default)s)",
     )
 
 
@@ -344,7 +386,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def _export(args: Namespace) -> Call:
     if args.runtime is not None and args.format != "web":
-        raise UsageError(f"--runtime is of --format web; leave it out with {args.format}")
+        raise UsageError(f"--runtime is for --format web; leave it out with {args.format}")
     from detection.engine.checkpoint import read_checkpoint
     from detection.export.web.page import SERVE
     from detection.tasks.export import Limits, Wanted, run_export
@@ -373,8 +415,11 @@ COMMANDS = {
     "train": Command("Trains a detector", _train_options, _train, TRAIN),
     "test": Command("Tests a detector", _test_options, _test, TEST),
     "predict": Command("Detects objects in your own images", _predict_options, _predict, PREDICT),
-    "export": Command("Exports a detector, with proof", _export_options, _export, EXPORT),
+    "export": Command("Exports a detector, and compares the file with PyTorch", _export_options, _export, EXPORT),
     "alternating": Command(
-        "Trains a detector in the 4 alternating steps of the paper", _alternating_options, _alternating, ALTERNATING
+        "Trains a Faster R-CNN by the 4-step alternating training of the paper",
+        _alternating_options,
+        _alternating,
+        ALTERNATING,
     ),
 }

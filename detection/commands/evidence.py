@@ -1,4 +1,4 @@
-"""The commands that keep what is printed and what was run together."""
+"""Commands that keep the figures in README and docs equal to the recorded runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ __all__ = ["COMMANDS"]
 
 VERIFY = """
 Recomputes every figure between marks in README.md and docs from the records in docs/runs and docs/experiments, and the
-reports of experiments from their runs. Exit status 1 where a figure does not follow: file, line, both values and the
-command that writes it again. Tables and sentences outside the marks need an entry in docs/evidence/unbound.yaml.
+reports of experiments from their runs. A figure that differs is listed with file, line, both values and the command
+that rewrites it, and the exit status is 1. Tables and sentences outside the marks need an entry in
+docs/evidence/unbound.yaml.
 
 examples:
   resdet verify
@@ -29,9 +30,11 @@ examples:
 
 
 def _verify_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", type=Path, default=Path(), help="a checkout (default: the current folder)")
-    parser.add_argument("--write", action="store_true", help="write the blocks that differ anew")
-    parser.add_argument("--full", action="store_true", help="recompute results and reports from detections, minutes")
+    parser.add_argument("--root", type=Path, default=Path(), help="checkout to verify (default: the current folder)")
+    parser.add_argument("--write", action="store_true", help="rewrite the blocks that differ")
+    parser.add_argument(
+        "--full", action="store_true", help="also recompute results and reports from detections; takes minutes"
+    )
 
 
 def _verify(args: Namespace) -> Call:
@@ -46,9 +49,9 @@ def _show_verdict(verdict: Verdict) -> int:
 
 
 EVIDENCE = """
-Shows what is done of the experiments that README and docs cite and the hours that the rest takes, trains it, and writes
-reports and figures anew. Runs whose records lie in docs/experiments are done, in a fresh clone too; Ctrl-C saves, and
-the same command goes on. In a checkout, with data sets in RESDET_DATA_ROOT.
+Trains the missing runs of the experiments that README and docs cite, and rewrites reports and figures. Runs that have
+records in docs/experiments count as done, also in a fresh clone. Ctrl-C saves, and the same command continues. Run it
+in a checkout, with the data sets in RESDET_DATA_ROOT.
 
 examples:
   resdet evidence --plan
@@ -58,11 +61,13 @@ examples:
 
 
 def _evidence_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--list", default="evidence", metavar="FILE", help="(default: configs/evidence.yaml)")
-    parser.add_argument("--plan", action="store_true", help="only show what is done, what is left, and hours")
-    parser.add_argument("--only", metavar="NAME", help="one experiment of the list")
-    parser.add_argument("--jobs", type=positive, default=1, help="runs at once (default: %(default)s)")
-    parser.add_argument("--retry-failed", action="store_true", help="go on with failed runs too")
+    parser.add_argument(
+        "--list", default="evidence", metavar="FILE", help="list of experiments (default: configs/evidence.yaml)"
+    )
+    parser.add_argument("--plan", action="store_true", help="only show which runs are done and the hours of the others")
+    parser.add_argument("--only", metavar="NAME", help="only this experiment of the list")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs in parallel (default: %(default)s)")
+    parser.add_argument("--retry-failed", action="store_true", help="also continue failed runs")
 
 
 def _evidence(args: Namespace) -> Call:
@@ -72,7 +77,7 @@ def _evidence(args: Namespace) -> Call:
     if args.plan:
         evidence = load_evidence(args.list)
         return lambda: format_plan(evidence, plan_evidence(evidence, Path())), print
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C: the runs save
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's SIGTERM acts as Ctrl-C: the runs save
     run = partial(run_evidence, args.list, only=args.only, jobs=args.jobs, retry_failed=args.retry_failed)
     return run, _show_evidence
 
@@ -86,5 +91,5 @@ def _show_evidence(verdict: Verdict | None) -> int:
 
 COMMANDS = {
     "evidence": Command("Runs the experiments that README and docs cite", _evidence_options, _evidence, EVIDENCE),
-    "verify": Command("Recomputes the figures of README and docs from records", _verify_options, _verify, VERIFY),
+    "verify": Command("Recomputes the figures of README and docs from recorded runs", _verify_options, _verify, VERIFY),
 }

@@ -1,4 +1,4 @@
-"""Commands on backbones and weights, and ImageNet localisation."""
+"""Commands for classifiers, edge detectors, weights and ImageNet localisation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from detection.localization.config import LocalizationConfig
 __all__ = ["COMMANDS"]
 
 PRETRAIN = f"""
-A detector starts from one with backbone.weights=RUN.
+To start a detector from the backbone of RUN, train it with backbone.weights=RUN.
 
 examples:
   resdet pretrain configs/cifar10/resnet20.yaml
@@ -47,21 +47,21 @@ def _pretrain_options(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="RUN",
-        help="test the weights of this run, or of several together, and train nothing (may be repeated); results go to "
-        "RUN/test of the first, or to --output-dir",
+        help="test the weights of this run, or of several as an ensemble, without training (may be repeated); writes "
+        "to RUN/test of the first run, or to --output-dir",
     )
     parser.add_argument(
         "--test-weights",
         action="store_true",
-        help="test the published backbone.weights with the head they came with, and train nothing",
+        help="test the published backbone.weights with their own head, without training",
     )
 
 
 def _pretrain(args: Namespace) -> Call:
     if args.test and args.resume:
-        raise UsageError("--resume continues a training and --test trains nothing; give one of them")
+        raise UsageError("--resume continues a training and --test trains nothing; give only one of them")
     if args.test_weights and (args.test or args.resume):
-        raise UsageError("--test-weights tests published weights alone; leave --test and --resume out")
+        raise UsageError("--test-weights tests published weights; leave out --test and --resume")
     config, path = read_config(args, ClassificationConfig)
     from detection.classification.task import evaluate_classifiers, evaluate_weights, run_pretraining
     from detection.engine.checkpoint import read_checkpoint
@@ -87,7 +87,7 @@ def _show_accuracy(result: dict[str, Any], *, output: Path) -> None:
 
 
 COMPARE_CLASSIFIERS = """
-Every run was tested on the same images, and those of a variant differ in their seed alone.
+All runs must be tested on the same images, and the runs of a variant may differ only in their seed.
 
 examples:
   for seed in 0 1 2; do
@@ -100,9 +100,16 @@ examples:
 
 
 def _compare_classifiers_options(parser: ArgumentParser) -> None:
-    parser.add_argument("variants", nargs="+", metavar="NAME=RUN,RUN", help="runs of resdet pretrain, one per seed")
+    parser.add_argument(
+        "variants",
+        nargs="+",
+        metavar="NAME=RUN,RUN",
+        help="name of a variant and its runs of resdet pretrain, one per seed",
+    )
     parser.add_argument("--output-dir", required=True, help="holds report.md and comparison.json")
-    parser.add_argument("--confidence", type=fraction, default=0.95, help="of intervals (default: %(default)s)")
+    parser.add_argument(
+        "--confidence", type=fraction, default=0.95, help="confidence of the intervals (default: %(default)s)"
+    )
 
 
 def _compare_classifiers(args: Namespace) -> Call:
@@ -110,7 +117,7 @@ def _compare_classifiers(args: Namespace) -> Call:
     for word in args.variants:
         name, equals, runs = word.partition("=")
         if not equals or not runs or name in variants:
-            raise UsageError(f"a variant reads NAME=RUN,RUN with a name of its own, got {word!r}")
+            raise UsageError(f"expected a variant as NAME=RUN,RUN with a unique name, got {word!r}")
         variants[name] = [Path(run) for run in runs.split(",")]
     from detection.classification.compare import compare_classifiers
 
@@ -132,13 +139,13 @@ def _edges_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--test",
         metavar="RUN",
-        help="test the weights of this run, and train nothing; results and edge maps go to RUN/test or --output-dir",
+        help="test the weights of this run without training; writes results and edge maps to RUN/test or --output-dir",
     )
 
 
 def _edges(args: Namespace) -> Call:
     if args.test and args.resume:
-        raise UsageError("--resume continues a training and --test trains nothing; give one of them")
+        raise UsageError("--resume continues a training and --test trains nothing; give only one of them")
     config, path = read_config(args, EdgesConfig)
     from detection.edges.task import evaluate_edges, run_edges
     from detection.engine.checkpoint import read_checkpoint
@@ -161,7 +168,7 @@ def _show_edges(result: dict[str, Any], *, output: Path) -> None:
 
 
 LOCALIZE = """
-Run again, it goes on where it stopped.
+Run the command again to continue where it stopped.
 
 examples:
   resdet localize configs/imagenet/loc_resnet101.yaml --output-dir output/loc_resnet101
@@ -193,14 +200,14 @@ examples:
 
 def _precise_bn_options(parser: ArgumentParser) -> None:
     config_options(parser, "backbone.weights=resnet101.pth")
-    parser.add_argument("--output", required=True, type=Path, help="a .safetensors file to write")
+    parser.add_argument("--output", required=True, type=Path, help="the .safetensors file to write")
     parser.add_argument(
         "--image-folder",
         type=Path,
         metavar="DIR",
         help="a classification set, one subfolder per class (default: the config's data.train)",
     )
-    parser.add_argument("--images", type=int, default=10_000, help="at most so many (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=10_000, help="use at most so many images (default: %(default)s)")
 
 
 def _precise_bn(args: Namespace) -> Call:
@@ -224,29 +231,35 @@ examples:
 
 def _convert_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "weights", type=Path, help="torchvision's .pth, or Detectron2's .pkl or .pth; with --to a run of ours"
+        "weights", type=Path, help="torchvision's .pth, or Detectron2's .pkl or .pth; with --to: a run of resdet"
     )
     parser.add_argument(
-        "--output", required=True, type=Path, help="a run directory, or a .safetensors file, to write; with --to a .pth"
+        "--output",
+        required=True,
+        type=Path,
+        help="the run directory or .safetensors file to write; with --to: a .pth file",
     )
-    parser.add_argument("--to", choices=("torchvision", "detectron2"), help="write a run of ours for this project")
+    parser.add_argument("--to", choices=("torchvision", "detectron2"), help="convert a run of resdet for this project")
     parser.add_argument(
-        "--settings", type=Path, metavar="YAML", help="Detectron2's config.yaml (default: those of its model zoo)"
+        "--settings", type=Path, metavar="YAML", help="Detectron2's config.yaml (default: that of its model zoo)"
     )
     parser.add_argument(
         "--classes",
         metavar="CARD",
-        help="a card with the classes in order (default: coco2017; with --to the run's own)",
+        help="a card that lists the classes in the order of the weights (default: coco2017)",
     )
     parser.add_argument(
-        "--norm-eps", type=float, metavar="EPS", help="torchvision's v1 trained further: see docs/weights.md"
+        "--norm-eps",
+        type=float,
+        metavar="EPS",
+        help="batch-norm epsilon of a fine-tuned v1 of torchvision; see docs/weights.md",
     )
 
 
 def _convert(args: Namespace) -> Call:
     if args.to and (args.settings or args.classes or args.norm_eps is not None):
         raise UsageError(
-            "--settings, --classes and --norm-eps are for weights from elsewhere; leave them out with --to"
+            "--settings, --classes and --norm-eps are for weights of other projects; leave them out with --to"
         )
     from detection.tasks.convert import convert_back, convert_weights
 
@@ -259,12 +272,12 @@ def _convert(args: Namespace) -> Call:
 COMMANDS = {
     "pretrain": Command("Trains a backbone to classify, or tests classifiers", _pretrain_options, _pretrain, PRETRAIN),
     "compare-classifiers": Command(
-        "Compares classifiers with intervals",
+        "Compares classifiers, with confidence intervals",
         _compare_classifiers_options,
         _compare_classifiers,
         COMPARE_CLASSIFIERS,
     ),
-    "edges": Command("Trains HED to find edges, or tests it", _edges_options, _edges, EDGES),
+    "edges": Command("Trains or tests HED, an edge detector", _edges_options, _edges, EDGES),
     "localize": Command("Trains and tests ImageNet localisation", _localize_options, _localize, LOCALIZE),
     "precise-bn": Command(
         "Recomputes a backbone's batch-norm statistics over a data set", _precise_bn_options, _precise_bn, PRECISE_BN

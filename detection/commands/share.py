@@ -1,4 +1,4 @@
-"""Commands that hand a detector on: its model card, and the hub."""
+"""Commands that share a detector: its model card, and the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from detection.commands.base import Call, Command
 __all__ = ["COMMANDS"]
 
 CARD = """
-Data, recipe, results with intervals, costs, licences, limits and how to load it, from what the run recorded; what it
-did not record is named. The YAML at its head is what the Hugging Face hub reads. A card that was edited is left alone.
+Describes data, recipe, results with intervals, costs, licences, limits and loading from the records of the run, and
+names what was not recorded. The Hugging Face hub reads the YAML at its head. An edited card is not overwritten.
 
 examples:
   resdet card output/photos
@@ -23,7 +23,7 @@ examples:
 def _card_options(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="the directory of a detector's run")
     parser.add_argument("--licence", help="of the weights, such as apache-2.0 (default: the card's, else not stated)")
-    parser.add_argument("--overwrite", action="store_true", help="also where README.md was edited")
+    parser.add_argument("--overwrite", action="store_true", help="also overwrite an edited README.md")
 
 
 def _card(args: Namespace) -> Call:
@@ -35,7 +35,7 @@ def _card(args: Namespace) -> Call:
 
 PUSH = """
 Uploads the card, the config, the chosen weights and the results. The token is HF_TOKEN, else that of `hf auth login`.
-It needs pip install 'resdet[hub]'. docs/share.md says more.
+Needs pip install 'resdet[hub]'. See docs/share.md.
 
 examples:
   resdet push output/photos me/photos --dry-run
@@ -46,11 +46,13 @@ examples:
 
 def _push_options(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="the directory of a detector's run")
-    parser.add_argument("repo", metavar="NAME/REPO", help="of the hub; made if there is none")
+    parser.add_argument("repo", metavar="NAME/REPO", help="repository of the hub; created if it does not exist")
     parser.add_argument("--licence", help="of the weights, such as apache-2.0 (default: the card's, else not stated)")
-    parser.add_argument("--exports", action="store_true", help="also export/")
-    parser.add_argument("--public", action="store_true", help="everybody may see it (default: private)")
-    parser.add_argument("--dry-run", action="store_true", help="only write the card, and list the files and sizes")
+    parser.add_argument("--exports", action="store_true", help="also upload export/")
+    parser.add_argument(
+        "--public", action="store_true", help="create a public repository, or push to one (default: private)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only write the card and list files and sizes")
 
 
 def _push(args: Namespace) -> Call:
@@ -62,7 +64,7 @@ def _push(args: Namespace) -> Call:
 
 def _show_push(address: str | None) -> None:
     if address is not None:
-        print(f"loads by: resdet.Predictor.load({address!r})")
+        print(f"load it with: resdet.Predictor.load({address!r})")
 
 
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""Commands that compare detectors and explain what they do."""
+"""Commands that compare detectors and analyse their errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detection.packaged import CONFIGS, find_config
 __all__ = ["COMMANDS"]
 
 COMPARE = """
-A base config, its variants and seeds, trained, tested and measured alike, with a proof of it.
+Trains, tests and measures the variants and seeds of a base config alike, and proves in the report that they were.
 
 examples:
   resdet compare configs/experiments/bccd.yaml --dry-run
@@ -29,28 +29,46 @@ examples:
 
 
 def _compare_options(parser: ArgumentParser) -> None:
-    parser.add_argument("experiment", help="a YAML file of configs/experiments/, or its name: experiments/bccd")
-    parser.add_argument("--output-dir", type=Path, help="for all files (default: output/experiments/NAME)")
-    parser.add_argument("--jobs", type=int, help="runs at once (default: one, or one per GPU)")
-    parser.add_argument("--gpus", default="", help="GPUs that runs are placed on, such as 0,1")
-    parser.add_argument("--retry-failed", action="store_true", help="go on with failed runs too")
-    parser.add_argument("--robustness", action="store_true", help="test every run also on corrupted images")
+    parser.add_argument("experiment", help="an experiment file, or its name, such as experiments/bccd")
+    parser.add_argument("--output-dir", type=Path, help="folder for all files (default: output/experiments/NAME)")
+    parser.add_argument("--jobs", type=int, help="runs in parallel (default: one, or one per GPU)")
+    parser.add_argument("--gpus", default="", help="GPUs to place runs on, such as 0,1")
+    parser.add_argument("--retry-failed", action="store_true", help="also continue failed runs")
+    parser.add_argument("--robustness", action="store_true", help="also test every run on corrupted images")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--dry-run", action="store_true", help="only show the runs, and their hours from timed steps")
-    only.add_argument("--index", type=int, metavar="I", help="only run I of --dry-run, for arrays of jobs")
+    only.add_argument(
+        "--dry-run", action="store_true", help="only show the runs and their hours, from timed iterations"
+    )
+    only.add_argument("--index", type=int, metavar="I", help="only train run I of --dry-run, for job arrays")
     only.add_argument("--costs", metavar="VARIANT", help="only measure the costs of a variant")
-    only.add_argument("--report-only", action="store_true", help="only write the report of what is there")
-    only.add_argument("--plan", action="store_true", help="only say which true gap in AP the experiment will show")
-    only.add_argument("--latency-on", choices=("cpu", "cuda"), help="only time the variants on this machine")
-    parser.add_argument("--pilot", type=Path, metavar="REPORT.JSON", help="with --plan (default: its own, if run)")
-    parser.add_argument("--noise", type=float, nargs=2, metavar=("SEED", "IMAGES"), help="with --plan: deviations, AP")
-    parser.add_argument("--images", type=positive, help="with --plan (default: the pilot's or data.test's)")
-    parser.add_argument("--gap", type=float, default=1.0, help="with --plan: in AP (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, help="with --latency-on cpu (default: torch's choice)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="with --latency-on")
-    parser.add_argument("--batch", type=positive, default=1, help="images at once, with --latency-on")
+    only.add_argument("--report-only", action="store_true", help="only write the report of the finished runs")
+    only.add_argument("--plan", action="store_true", help="only compute which true gap in AP the experiment can show")
+    only.add_argument("--latency-on", choices=("cpu", "cuda"), help="only time the variants on this device")
+    parser.add_argument(
+        "--pilot",
+        type=Path,
+        metavar="REPORT.JSON",
+        help="with --plan: report.json of a pilot (default: the experiment's own)",
+    )
+    parser.add_argument(
+        "--noise", type=float, nargs=2, metavar=("SEED", "IMAGES"), help="with --plan: standard deviations in AP"
+    )
+    parser.add_argument(
+        "--images", type=positive, help="with --plan: number of test images (default: the pilot's or data.test's)"
+    )
+    parser.add_argument("--gap", type=float, default=1.0, help="with --plan: true gap in AP (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, help="with --latency-on cpu: threads (default: those of PyTorch)")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="with --latency-on: precision (default: %(default)s)",
+    )
+    parser.add_argument("--batch", type=positive, default=1, help="with --latency-on: images per forward pass")
     parser.add_argument("--exported", metavar="NAME", help="with --latency-on cpu: time export/NAME of each run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the base, such as data.root=/data")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes of the base config, such as data.root=/data"
+    )
 
 
 def _compare(args: Namespace) -> Call:
@@ -82,7 +100,7 @@ def _compare(args: Namespace) -> Call:
         return partial(plan_comparison, path, args.output_dir, **common), print
     train = {"retry_failed": args.retry_failed, "only": args.index, "train": not args.report_only}
     train["robustness"] = args.robustness
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C: the runs save
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's SIGTERM acts as Ctrl-C: the runs save
     return partial(run_comparison, path, args.output_dir, **common, **train), _show_comparison
 
 
@@ -93,42 +111,44 @@ def _show_comparison(done: bool) -> int:
 
 
 ANALYZE = """
-Writes one HTML page, Markdown and JSON: types of errors, precision-recall and F1 curves, confusion matrix, best and
-worst images; of several runs also the intervals of their differences and the objects that one of them finds alone.
-Likely label errors, by all runs together, are pictures there, and files for annotation tools: label_errors.json (COCO)
-and label_studio.json.
+Writes one HTML page, Markdown and JSON with error types, precision-recall and F1 curves, confusion matrix, and best and
+worst images. Several runs are compared: intervals of their differences, and objects that only one of them finds.
+Likely label errors, judged by all runs together, are shown as pictures and written for annotation tools to
+label_errors.json (COCO) and label_studio.json.
 
 examples:
   resdet analyze output/bccd/resnet18_c4
   resdet analyze output/bccd/resnet18_c4 output/bccd/resnet34_c4 --output-dir output/resnet18_against_34
-  resdet analyze seed0 seed1 seed2 --output-dir doubted                 # labels that no seed believes
+  resdet analyze seed0 seed1 seed2 --output-dir doubted                 # labels that all seeds doubt
 """
 
 
 def _analyze_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a tested export; several are compared"
+        "runs", nargs="+", type=Path, metavar="RUN", help="run directory or tested export; several are compared"
     )
-    parser.add_argument("--output-dir", type=Path, help="for the page (default: analysis/ in the last run directory)")
+    parser.add_argument(
+        "--output-dir", type=Path, help="folder for the page (default: analysis/ in the last run directory)"
+    )
 
 
 def _analyze(args: Namespace) -> Call:
     from detection.export.runtime import find_export
     from detection.report.analysis import write_analysis
 
-    exports = [find_export(run) for run in args.runs]  # an exported file means what resdet test wrote beside it
+    exports = [find_export(run) for run in args.runs]  # an exported file stands for the test results beside it
     runs = [run if export is None else export.parent / "test" for run, export in zip(args.runs, exports, strict=True)]
     output = args.output_dir or runs[-1] / "analysis"
     return partial(write_analysis, runs, output), lambda page: print(f"analysis: {page}")
 
 
 EVALUATE = """
-Judges detections of any program in COCO's results format: COCO's and VOC's numbers with intervals, per class, types of
-errors, curves, confusions, calibration, the score for a wished precision or recall, and the comparison of methods.
-Several files of a method are its seeds. No image is opened.
+Evaluates detections of any program in COCO's results format: COCO and VOC metrics with intervals and per class, error
+types, curves, confusions, calibration, the score threshold for a precision or recall, and comparisons of methods.
+Several files of a method are its seeds. Images are not read.
 
-With --label-maps it judges label images of any program, in the values of the data set's card, or COCO's panoptic
-format: mean IoU, pixel accuracy and panoptic quality.
+With --label-maps it evaluates label images, in the values of the data set's card, or COCO's panoptic format: mean IoU,
+pixel accuracy and panoptic quality.
 
 examples:
   resdet evaluate --gt instances_val.json --detections yolo.json detr.json
@@ -140,27 +160,44 @@ examples:
 
 def _evaluate_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--gt", required=True, metavar="TRUTH", help="a JSON file in COCO's format; for label maps CARD:SPLIT"
+        "--gt",
+        required=True,
+        metavar="TRUTH",
+        help="ground truth: a JSON file in COCO's format; for label maps CARD:SPLIT",
     )
     found = parser.add_mutually_exclusive_group(required=True)
-    found.add_argument("--detections", nargs="+", metavar="FILE", help="A.json, or NAME=A1.json,A2.json for seeds")
     found.add_argument(
-        "--label-maps", nargs="+", metavar="FOLDER", help="of PNGs, or panoptic JSON beside its folder; or NAME=F1,F2"
+        "--detections", nargs="+", metavar="FILE", help="A.json, or NAME=A1.json,A2.json for several seeds"
     )
-    parser.add_argument("--data-root", type=Path, help="folder of data sets (default: RESDET_DATA_ROOT, else datasets)")
-    parser.add_argument("--output-dir", type=Path, default=Path("output/evaluation"), help="(default: %(default)s)")
-    parser.add_argument("--voc-metric", choices=("11point", "area", "imagenet"), default="area", help="of VOC mAP")
-    parser.add_argument("--precision", type=fraction, default=0.9, help="to find a score for (default: %(default)s)")
-    parser.add_argument("--recall", type=fraction, default=0.9, help="to find a score for (default: %(default)s)")
+    found.add_argument(
+        "--label-maps",
+        nargs="+",
+        metavar="FOLDER",
+        help="folder of PNGs, or panoptic JSON beside its folder; or NAME=F1,F2",
+    )
+    parser.add_argument("--data-root", type=Path, help="data root (default: $RESDET_DATA_ROOT, else datasets/)")
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("output/evaluation"), help="output folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--voc-metric",
+        choices=("11point", "area", "imagenet"),
+        default="area",
+        help="definition of VOC AP (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision", type=fraction, default=0.9, help="find its score threshold (default: %(default)s)"
+    )
+    parser.add_argument("--recall", type=fraction, default=0.9, help="find its score threshold (default: %(default)s)")
     parser.add_argument(
         "--keypoint-sigmas",
         nargs="+",
         type=float,
         default=(),
         metavar="SIGMA",
-        help="of OKS, one for each keypoint (default: COCO's by their names, else 0.05)",
+        help="sigma of OKS for each keypoint (default: COCO's for its keypoint names, else 0.05)",
     )
-    parser.add_argument("--boundary", action="store_true", help="also boundary AP of masks, which takes longer")
+    parser.add_argument("--boundary", action="store_true", help="also compute boundary AP of masks, which takes longer")
 
 
 def _evaluate(args: Namespace) -> Call:
@@ -196,12 +233,18 @@ examples:
 def _methods_options(parser: ArgumentParser) -> None:
     config_options(parser, "test.nms_iou=0.5")
     parser.add_argument("--weights", required=True, help="a .safetensors checkpoint, or a run directory")
-    parser.add_argument("--context-weights", metavar="W", help="a checkpoint trained with box.context=true")
-    parser.add_argument("--ensemble", action="append", default=[], metavar="W", help="a further checkpoint")
+    parser.add_argument("--context-weights", metavar="W", help="checkpoint trained with box.context=true")
     parser.add_argument(
-        "--table", default=CONFIGS / "methods" / "table9.yaml", help="the rows (default: configs/methods/table9.yaml)"
+        "--ensemble", action="append", default=[], metavar="W", help="a further checkpoint (may be repeated)"
     )
-    parser.add_argument("--output-dir", help="for results (default: methods/ in the run directory of the weights)")
+    parser.add_argument(
+        "--table",
+        default=CONFIGS / "methods" / "table9.yaml",
+        help="YAML file of the settings (default: configs/methods/table9.yaml)",
+    )
+    parser.add_argument(
+        "--output-dir", help="folder for results (default: methods/ in the run directory of the weights)"
+    )
     parser.add_argument("--limit", type=positive, metavar="N", help="test only the first N images")
 
 
@@ -225,13 +268,15 @@ def _methods(args: Namespace) -> Call:
 
 
 COMMANDS = {
-    "compare": Command("Compares backbones", _compare_options, _compare, COMPARE),
+    "compare": Command(
+        "Compares detectors that differ in their backbone or another setting", _compare_options, _compare, COMPARE
+    ),
     "analyze": Command(
-        "Shows what goes wrong in a run, how runs differ, and which labels they doubt",
+        "Analyses the errors of a run, differences between runs, and likely label errors",
         _analyze_options,
         _analyze,
         ANALYZE,
     ),
-    "evaluate": Command("Judges detections of any program", _evaluate_options, _evaluate, EVALUATE),
-    "methods": Command("Tests a detector under a table of settings, Table 9", _methods_options, _methods, METHODS),
+    "evaluate": Command("Evaluates detections and label maps of any program", _evaluate_options, _evaluate, EVALUATE),
+    "methods": Command("Tests a detector with the test-time settings of Table 9", _methods_options, _methods, METHODS),
 }

@@ -99,7 +99,7 @@ def edge_figures(images: Sequence[EdgeCounts]) -> dict[str, float]:
 
 
 def thresholds(count: int) -> NDArray[np.float64]:
-    """Returns ``count`` of them (T,), evenly between 0 and 1, both of which are left out."""
+    """Returns ``count`` thresholds (T,), evenly spaced between 0 and 1, both excluded."""
     return np.linspace(1 / (count + 1), 1 - 1 / (count + 1), count)
 
 
@@ -127,7 +127,7 @@ def _best_between(
 
 
 def _area(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> float:
-    """Returns the area below precision over recall, between the recalls that there are, in steps of 0.01."""
+    """Returns the area below precision over recall, between the measured recalls, in steps of 0.01."""
     values, first = np.unique(recall, return_index=True)
     if len(values) < 2:
         return 0.0

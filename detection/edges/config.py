@@ -23,7 +23,7 @@ class EdgeConfig:
     )
     agreeing: Count = 3  # annotators who draw a pixel that is trained on as an edge; all, where they are fewer
     thresholds: Annotated[int, Field(ge=2)] = 99  # of the F-measure, evenly between 0 and 1
-    suppress: bool = True  # what is no maximum across the edge, before a test
+    suppress: bool = True  # non-maximum suppression across edges, before a test
 
 
 @checked

@@ -23,7 +23,7 @@ class EdgeDetector(nn.Module):
 
     Args:
         network: from normalised images to edges.
-        agreeing: annotators who have to draw a pixel; all, where they are fewer.
+        agreeing: number of annotators who must mark a pixel; all, if there are fewer.
     """
 
     def __init__(self, network: HED, *, agreeing: int = 3) -> None:
@@ -44,7 +44,7 @@ class EdgeDetector(nn.Module):
         """Returns edge probabilities (N, 1, H, W); with ``targets``, whose masks are boundaries, the losses.
 
         Raises:
-            ValueError: with targets images of several sizes, or no boundaries; or proposals.
+            ValueError: images with targets have several sizes or no boundaries; or proposals are given.
         """
         if proposals is not None:
             raise ValueError("an edge detector takes no proposals; leave data.proposals unset")

@@ -1,7 +1,7 @@
 """Training HED to find edges, and testing it by the F-measure of BSDS500.
 
-RUN is a run directory as a detector's; its result.json has ODS, OIS and AP ("edges"), and a test writes the edge maps,
-as they come from the network, to RUN/test/edges.
+RUN is a run directory like a detector's; its result.json has ODS, OIS and AP ("edges"). A test writes the network's
+edge maps, unprocessed, to RUN/test/edges.
 
 Source: Xie and Tu 2015, "Holistically-Nested Edge Detection", section 4.
 """
@@ -67,7 +67,7 @@ def run_edges(config: EdgesConfig, output: Path, *, resume: bool = False) -> dic
         NotFiniteError, StoppedError, MemoryError, OSError: as ``run_training``.
     """
     start(choose_device(config.device))
-    if config.solver.best_metric is not None:  # a misspelt name ends here, not later
+    if config.solver.best_metric is not None:  # fails early on a misspelt name
         read_metric({SECTION: dict.fromkeys(_names())}, config.solver.best_metric)
     sets = load_data(config.data, say=only_main(print), fields=MASKS, test_fields=MASKS)
     for index in sets.values():
@@ -93,7 +93,7 @@ def evaluate_edges(config: EdgesConfig, checkpoint: Checkpoint[EdgesConfig], out
 
     Args:
         config: of the test: data, thresholds, device.
-        checkpoint: built as its own config says.
+        checkpoint: the weights; its own config builds the detector.
         output: directory for result.json and the folder edges.
 
     Raises:
@@ -119,7 +119,7 @@ def build_edge_detector(config: EdgesConfig, *, pretrained: bool = True) -> Edge
 
 
 def format_edges(result: dict[str, Any]) -> str:
-    """Returns a line about ``result``."""
+    """Formats ``result`` as one line."""
     shown = ", ".join(f"{name} {result[SECTION][name]:.3f}" for name in _names())
     return f"{shown} of {result['images']} images, at the threshold {result['threshold']:.2f}"
 

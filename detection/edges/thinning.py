@@ -1,4 +1,4 @@
-"""Edges one pixel wide: suppression of what is no maximum across the edge, and thinning of a binary map.
+"""Edges one pixel wide: non-maximum suppression across edges, and thinning of a binary map.
 
 Source: of the suppression Dollár and Zitnick 2015, "Fast Edge Detection Using Structured Forests", and its toolbox
 (smoothing by 1, orientation at 4, factor 1.01, 5 pixels at the border), which HED's authors used; of the thinning Guo
@@ -36,7 +36,7 @@ def suppress(edges: Map) -> Map:
 
 
 def thin(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Returns ``marked`` (H, W) with lines one pixel wide, as connected as before."""
+    """Returns ``marked`` (H, W) thinned to lines one pixel wide, as connected as before."""
     image = np.pad(marked, 1)
     while True:
         before = image
@@ -47,7 +47,7 @@ def thin(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _removable(image: NDArray[np.bool_], *, second: bool) -> NDArray[np.bool_]:
-    """Returns the pixels that one half of a round of thinning takes away."""
+    """Returns the pixels that one half of a thinning round removes."""
     # From the east neighbour on, against the clock; the ninth is the first again.
     shifts = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
     x = [np.roll(image, (-row, -column), axis=(0, 1)) for row, column in shifts]

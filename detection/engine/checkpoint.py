@@ -1,13 +1,13 @@
-"""Checkpoints: the model as safetensors with its config and class names, and the rest of the training state beside it.
+"""Checkpoints: the model as safetensors with its config and class names, and the training state in a second file.
 
     checkpoints/0005000.safetensors   weights to test with; metadata: format, program, config, class names, iteration
     checkpoints/0005000.state.pt      optimizer, scaler, random states, best metric; read with weights_only; where the
                                       weights are averaged (solver.ema_decay), also those that training goes on with
     checkpoints/best.safetensors      the weights with the best metric on data.val so far
 
-A file is written under another name, synced and renamed, so that a reader never sees half of one, and has a checksum of
-its content; the state has that of its weights too, so that files of two moments never pass for one checkpoint.  A
-checkpoint that can't be read is passed over for the one before, and renamed to end in ".damaged" once the run goes on.
+A file is written under another name, synced and renamed, so that a reader never sees half of it.  It has a checksum of
+its content, and the state also that of its weights, so that files of two iterations never form one checkpoint.  An
+unreadable checkpoint is skipped for the one before, and renamed to end in ".damaged" when the run resumes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ConfigT = TypeVar("ConfigT", bound=ProgramConfig, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint(Generic[ConfigT]):
-    """A model's weights and what belongs to them."""
+    """A model's weights, with their config, class names and iteration."""
 
     path: Path
     weights: dict[str, Tensor]
@@ -71,7 +71,7 @@ class Checkpoints:
 
     Args:
         folder: RUN/checkpoints.
-        keep: how many of the newest stay.
+        keep: number of newest checkpoints to keep.
         config, class_names: stored in every checkpoint.
     """
 
@@ -80,12 +80,12 @@ class Checkpoints:
         self.config, self.class_names = config, tuple(class_names)
 
     def save(self, state: TrainState) -> Path:
-        """Writes the checkpoint of ``state`` and removes all but the newest ones; the path of the weights.
+        """Writes the checkpoint of ``state``, removes all but the newest ones, and returns the path of the weights.
 
         All processes call it, and the main one writes.
 
         Raises:
-            OSError: the disk is full or read-only; the checkpoints that were there still are.
+            OSError: the disk is full or read-only; existing checkpoints are kept.
         """
         path, saved = self._path(state), state.state_dict()
         with together("saving a checkpoint"):
@@ -111,7 +111,7 @@ class Checkpoints:
                 path.replace(path.with_name(BEST + ".old"))
 
     def save_evaluated(self, state: TrainState, *, best: bool, best_f1_score: float | None = None) -> None:
-        """Notes in the saved checkpoint of ``state`` that it is evaluated; its weights may be the ``best`` so far."""
+        """Marks the saved checkpoint of ``state`` as evaluated; with ``best``, keeps its weights as the best so far."""
         path, saved = self._path(state), state.state_dict()
         with together("saving a checkpoint"):
             if is_main():
@@ -141,7 +141,7 @@ class Checkpoints:
         return checkpoint, _read_state(checkpoint)
 
     def restore(self, newest: tuple[Checkpoint[ProgramConfig], dict[str, Any]], state: TrainState) -> None:
-        """Puts what ``newest`` returned back into ``state``, and later checkpoints aside: the run makes new ones."""
+        """Restores ``state`` from the result of ``newest``; puts later checkpoints aside, as the run makes new ones."""
         checkpoint, saved = newest
         load_detector_weights(state.model, checkpoint, self.class_names)
         state.load_state_dict(saved)
@@ -164,7 +164,7 @@ class Checkpoints:
         return None
 
     def _put_aside(self, iteration: int) -> None:
-        """Renames the checkpoints after ``iteration``, and removes what a process that was killed did not finish."""
+        """Renames the checkpoints after ``iteration``, and removes unfinished files of killed processes."""
         later = [path for path in _numbered(self.folder) if int(path.stem) > iteration]
         for file in (file for path in later for file in (path, _state_path(path)) if file.is_file()):
             file.replace(file.with_name(file.name + ".damaged"))
@@ -183,7 +183,7 @@ class Checkpoints:
             write_weights(Checkpoint(path, weights, self.config, self.class_names, state.iteration, best_f1_score))
         except OSError:
             if not path.is_file():
-                _remove(path)  # the state beside it only takes space
+                _remove(path)  # its state only takes space
             raise
 
 
@@ -199,7 +199,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint[DetectionConfig]: ...
 @overload
 def read_checkpoint(path: str | Path, schema: type[ConfigT]) -> Checkpoint[ConfigT]: ...
 def read_checkpoint(path: str | Path, schema: type[ProgramConfig] = DetectionConfig) -> Checkpoint[ProgramConfig]:
-    """Returns the checkpoint at ``path``: a .safetensors file, or a run directory: the chosen weights, else the newest.
+    """Returns the checkpoint at ``path``: a .safetensors file, or a run directory: its chosen weights, else the newest.
 
     Its config may be of an earlier version.
 
@@ -251,7 +251,7 @@ def _class_names(file: Path, text: str) -> tuple[str, ...]:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Returns the weights alone of a checkpoint of any program.
+    """Returns only the weights of a checkpoint, of any program.
 
     Raises:
         ValueError: as ``read_checkpoint``.
@@ -282,7 +282,7 @@ def resolve_weights(path: str | Path) -> Path:
 
 
 def describe_weights(checkpoint: Checkpoint[ProgramConfig], test: Sequence[str]) -> dict[str, Any]:
-    """Returns what a result on ``test`` says of the weights: their iteration, and what chose them."""
+    """Returns the facts about the weights for a result on ``test``: their iteration, and what chose them."""
     data, best = checkpoint.config.data, checkpoint.path.name == BEST
     return {
         "iteration": checkpoint.iteration,
@@ -339,7 +339,7 @@ def write_weights(checkpoint: Checkpoint[ProgramConfig]) -> None:
 
 
 def load_detector_weights(model: nn.Module, checkpoint: Checkpoint[ProgramConfig], class_names: Sequence[str]) -> None:
-    """Puts the weights of ``checkpoint`` into ``model``, all of them.
+    """Loads all weights of ``checkpoint`` into ``model``.
 
     Raises:
         ValueError: other classes than ``class_names``, or weights of another architecture (the names are listed).
@@ -364,7 +364,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     missing = [key for key in ("config", "class_names", "iteration") if key not in metadata]
     if missing:
         raise ValueError(f"{file} is no detector checkpoint: its metadata lacks {missing}")
-    if metadata.get("format", str(FORMAT)) not in map(str, range(2, FORMAT + 1)):  # format 1 said none
+    if metadata.get("format", str(FORMAT)) not in map(str, range(2, FORMAT + 1)):  # files of format 1 have no key
         raise ValueError(
             f"{file} has the format {metadata['format']!r:.80}, and this version reads 1 to {FORMAT}; update resdet"
         )
@@ -385,7 +385,7 @@ def _metadata(path: str | Path) -> dict[str, str]:
 
 
 def _program_of_format_1(weights: Mapping[str, Tensor], schema: type[ProgramConfig]) -> str:
-    """Returns the program that trained weights without a word of it: classifiers can be told by their names."""
+    """Returns the program that trained weights of format 1; layer names tell classifiers, as the file names none."""
     if any(name.startswith("network.") for name in weights):
         return "classification"
     return schema.program if schema.program != "classification" else "detection"
@@ -402,7 +402,7 @@ def _write_state(weights: Path, state: Mapping[str, Any], weights_digest: str) -
 
 
 def _read_state(checkpoint: Checkpoint[ProgramConfig]) -> dict[str, Any]:
-    """Returns the training state beside the weights of ``checkpoint``.
+    """Returns the training state that belongs to the weights of ``checkpoint``.
 
     Raises:
         ValueError: it is damaged, or belongs to other weights.
@@ -410,7 +410,7 @@ def _read_state(checkpoint: Checkpoint[ProgramConfig]) -> dict[str, Any]:
     path = _state_path(checkpoint.path)
     try:
         state = dict(read_torch(path))
-    except Exception as error:  # damaged bytes raise whatever they lead to
+    except Exception as error:  # damaged bytes can raise anything
         raise ValueError(f"checkpoint {path} can't be read: {error}") from error
     if "sha256" not in state:
         raise ValueError(f"checkpoint {path} can't be read: it has no checksum, so another version wrote it")
@@ -423,7 +423,7 @@ def _read_state(checkpoint: Checkpoint[ProgramConfig]) -> dict[str, Any]:
         )
     bound = state.pop("weights_sha256", None)
     if bound is None and "format" not in _metadata(checkpoint.path):
-        return state  # format 1 bound nothing
+        return state  # format 1 has no checksum of the weights
     if bound != digest(checkpoint.weights):
         raise ValueError(f"checkpoint {path} can't be read: it belongs to other weights than {checkpoint.path.name}'s")
     return state

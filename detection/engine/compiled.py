@@ -1,6 +1,6 @@
-"""Steps and tests by torch.compile: whole graphs, and few of them, since every shape of a batch takes one of its own.
+"""Compiles steps and tests by torch.compile: whole graphs, and few of them, since every batch shape needs its own.
 
-Batches are padded to a frame of a few sizes, and to a few numbers of rows.  A graph takes a minute or more to compile.
+Batches are padded to one of a few frame sizes and row counts.  A graph takes a minute or more to compile.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Frames:
     def of_scale(cls, shorter: int, longer: int) -> Frames:
         """Returns frames of images whose shorter side is ``shorter`` unless the longer one would exceed ``longer``.
 
-        They are square, 4:3 and as long as can be, upright and lying, and one for batches of both.
+        They are square, 4:3 and the longest possible, in portrait and landscape, and one for batches of both.
         """
         short, longest = _up(shorter, MULTIPLE), _up(longer, MULTIPLE)
         long = {min(_up(side, MULTIPLE), longest) for side in (shorter, round(shorter * PHOTO), longer)}
@@ -49,23 +49,23 @@ class Frames:
         return cls(tuple(sorted(found, key=lambda size: (size[0] * size[1], size))))
 
     def around(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Returns the smallest frame that holds ``size`` (height, width); beyond all, ``size`` in multiples of 32."""
+        """Returns the smallest frame that holds ``size`` (height, width), else ``size`` in multiples of 32."""
         height, width = size
         holding = (frame for frame in self.sizes if frame[0] >= height and frame[1] >= width)
         return next(holding, (_up(height, MULTIPLE), _up(width, MULTIPLE)))
 
 
 class Graphs:
-    """A function of a batch, called by torch.compile with one graph for each shape, and counted.
+    """A function of a batch, compiled by torch.compile to one graph per shape.
 
-    Beyond ``MOST_GRAPHS`` shapes, batches of further ones are computed without it, and a line says so.  On a GPU graphs
-    are also recorded as CUDA graphs, where ``records`` is set.
+    After ``MOST_GRAPHS`` shapes, batches of new shapes run uncompiled, with a warning.  If ``records`` is set, graphs
+    on a GPU are also recorded as CUDA graphs.
 
     Args:
-        function: what is compiled; takes an ImageBatch and what belongs to it.
-        key: of the config that asked for it.
-        frames: what batches are padded to.
-        say: gets a line for every graph.
+        function: the function to compile; takes an ImageBatch and its targets or proposals.
+        key: config key that requested it, for messages.
+        frames: sizes to which batches are padded.
+        say: called with a line for every graph.
         records: record CUDA graphs: no output may be needed after the next call.
     """
 
@@ -84,7 +84,7 @@ class Graphs:
         self.compiled: Callable[..., Any] | None = None
 
     def __call__(self, images: ImageBatch, *others: Targets | Regions) -> Any:
-        """Returns what the function gives for the padded batch.
+        """Returns the function's result for the padded batch.
 
         Raises:
             ValueError: torch.compile can't compile the function.
@@ -105,7 +105,7 @@ class Graphs:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Returns numbers for metrics.jsonl; those of CUDA graphs with the backward passes."""
+        """Returns figures for metrics.jsonl; counts of CUDA graphs include backward passes."""
         now = _counted()
         recorded = {f"cuda_graph_{name}": now[name] - self.began[name] for name in ("partitions", "skips")}
         found: dict[str, float] = {"compiled_graphs": self.count, "uncompiled_batches": self.uncompiled}
@@ -142,9 +142,9 @@ class Graphs:
         if self.uncompiled == 1:
             _, _, height, width = images.pixels.shape
             self.say(
-                f"warning: {self.key}: {self.count} graphs are compiled and other shapes still come, now {len(images)} "
-                f"images of {height} x {width} pixels: batches of new shapes are computed uncompiled, at the speed of "
-                f"{self.key}=false; let data.augment end in few sizes, or set {self.key}=false"
+                f"warning: {self.key}: {self.count} graphs are compiled, and batches still have new shapes, now "
+                f"{len(images)} images of {height} x {width} pixels: batches of new shapes are computed uncompiled, at "
+                f"the speed of {self.key}=false; let data.augment end in few sizes, or set {self.key}=false"
             )
 
 
@@ -153,7 +153,7 @@ class CompiledStep(nn.Module):
 
     Args:
         model: turns (images, targets) into a dict of losses.
-        key, frames, say, records: as ``Graphs``.
+        key, frames, say, records: as in ``Graphs``.
     """
 
     def __init__(self, model: nn.Module, key: str, frames: Frames, **options: Any) -> None:
@@ -169,7 +169,7 @@ class CompiledTest(nn.Module):
 
     Args:
         tester: has ``detect``, from images to detections padded to equally many.
-        key, frames, say, records: as ``Graphs``.
+        key, frames, say, records: as in ``Graphs``.
     """
 
     def __init__(self, tester: nn.Module, key: str, frames: Frames, **options: Any) -> None:

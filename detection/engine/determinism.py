@@ -14,12 +14,12 @@ __all__ = ["fixed_order"]
 
 @contextmanager
 def fixed_order(enabled: bool) -> Iterator[None]:
-    """Refuses, inside, operations of torch whose result depends on how threads take turns.
+    """Makes torch raise for operations whose result depends on the order of threads, while the block runs.
 
-    The number of threads and the kind of processor still count: they decide how a sum is split up.
+    Results still depend on the number of threads and the processor, which decide how a sum is split.
 
     Raises:
-        RuntimeError: from torch, an operation has no such form on this device; it is named.
+        RuntimeError: from torch, with the name of an operation that has no deterministic form on this device.
     """
     if not enabled:
         yield

@@ -1,6 +1,6 @@
-"""The processes of one run: torchrun starts them, here they meet.
+"""Exchanges between the processes of a run, which torchrun starts.
 
-torchrun sets RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process, and everything here does nothing.
+torchrun sets RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process, and all functions here do nothing.
 Tensors travel over NCCL between GPUs and over gloo between CPUs; objects always over gloo.
 """
 
@@ -62,15 +62,15 @@ _joined: list[_Processes] = []  # one entry after ``start``
 
 
 class RankError(RuntimeError):
-    """Another process failed, or did not come."""
+    """Another process failed, or did not respond in time."""
 
 
 def start(device: torch.device, *, timeout: timedelta = TIMEOUT) -> None:
-    """Joins the processes that torchrun started, once; nothing without torchrun.
+    """Joins the processes that torchrun started, once; does nothing without torchrun.
 
     Args:
-        device: what the run computes on; of several GPUs each process gets its own as "cuda".
-        timeout: how long an exchange waits for the others where it does not say otherwise.
+        device: device of the run; with several GPUs each process gets its own as "cuda".
+        timeout: how long an exchange waits for the others by default.
 
     Raises:
         ValueError: more processes on this machine than GPUs.
@@ -116,12 +116,12 @@ def is_main() -> bool:
 
 
 def only_main(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Returns ``say`` on the main process, and silence on the others."""
+    """Returns ``say`` on the main process, and a function that prints nothing on the others."""
     return say if is_main() else _silence
 
 
 def refuse_many(what: str) -> None:
-    """Raises ValueError if torchrun started several processes, which ``what`` does not know how to share out."""
+    """Raises ValueError if torchrun started several processes, which ``what`` does not support."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"{what} runs in one process; start it with python instead of torchrun")
 
@@ -145,11 +145,11 @@ def gather(value: T, *, doing: str = "exchanging values", timeout: timedelta | N
 
     Args:
         value: of this process.
-        doing: what the message says, if another process does not come.
+        doing: activity named in the message if another process does not respond.
         timeout: how long to wait for the others; None: that of ``start``.
 
     Raises:
-        RankError: a process did not come in time, or has ended; the message names who waited for whom.
+        RankError: a process did not respond in time, or has ended; the message names who waited for whom.
     """
     if not _joined:
         return [value]
@@ -166,9 +166,9 @@ def mean(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def collect(rows: Sequence[T], *, timeout: timedelta = EVALUATION_TIMEOUT) -> list[T] | None:
-    """Returns all processes' ``rows`` in turns, beginning with rank 0, on the main process; None on the others.
+    """Returns all processes' ``rows``, interleaved from rank 0 on, on the main process; None on the others.
 
-    So what was shared out as ``rows[rank() :: world_size()]`` is back in its order.  Shares may be empty.
+    This restores the order of rows that were shared out as ``rows[rank() :: world_size()]``.  Shares may be empty.
 
     Raises:
         RankError: as ``gather``.
@@ -185,10 +185,10 @@ def collect(rows: Sequence[T], *, timeout: timedelta = EVALUATION_TIMEOUT) -> li
 
 @contextmanager
 def together(doing: str, *, timeout: timedelta | None = None) -> Iterator[None]:
-    """Raises on all processes, at the end of its block, where one of them raised in it.
+    """Raises on all processes at the end of the block if one of them raised in it.
 
     Args:
-        doing: what the messages say.
+        doing: activity named in the messages.
         timeout: how long to wait for the others; None: that of ``start``.
 
     Raises:
@@ -214,15 +214,15 @@ def exchanges(doing: str) -> Iterator[None]:
     """Marks a block in which torch itself waits for the others, as DistributedDataParallel does.
 
     Args:
-        doing: what the message says.
+        doing: activity named in the message.
 
     Raises:
-        RankError: as ``gather``, in place of torch's errors, which do not say who waited for whom.
+        RankError: as ``gather``, instead of torch's errors, which do not name the missing process.
     """
     try:
         yield
     except RuntimeError as error:
-        # gloo's errors have no type of their own, but the file that they come from
+        # gloo's errors have no type of their own; the file that they come from tells them
         if not _joined or not (isinstance(error, torch_distributed.DistError) or "gloo" in str(error)):
             raise
         _meet(doing, ROLL_CALL)
@@ -230,7 +230,7 @@ def exchanges(doing: str) -> Iterator[None]:
 
 
 def images_per_rank(images_per_step: int, accumulate: int) -> int:
-    """Returns how many images of a part of a step each process computes.
+    """Returns the number of images that each process computes per part of a step.
 
     Raises:
         ValueError: the images cannot be shared out evenly.
@@ -267,7 +267,7 @@ def gradients_wait(replica: nn.Module, *, wait: bool) -> AbstractContextManager[
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Gives every process the main one's buffers: statistics of plain batch norm differ, each having seen its own."""
+    """Copies the main process's buffers to all: statistics of plain batch norm differ between processes."""
     if _joined:
         with exchanges("sharing statistics"):
             for buffer in model.buffers():

@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's weights: one set of weights to test instead of the last step's."""
+"""Exponential moving average of a model's weights: tested instead of the last step's weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["EMA"]
 
 
 class EMA:
-    """A second model, whose weights are the average of another's over its steps.
+    """A copy of a model whose weights are averaged over the steps of the original.
 
     Floating-point buffers, such as batch-norm statistics, are averaged too; counters are copied.  Step t = 1, 2, ..
     takes a decay of min(decay, (1 + t) / (10 + t)), so that the initial weights are soon forgotten.
@@ -28,7 +28,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes a step of ``model``, the one that is trained, into the average."""
+        """Updates the average with the weights of ``model``, the trained one."""
         self.steps += 1
         share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         for mean, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):

@@ -59,13 +59,13 @@ def predict(
 
     Args:
         detector: an Architecture or a Tester: what turns an ImageBatch into a list of Detections.
-        batches: of images of ``index``.
+        batches: batches of the images of ``index``.
         index: of the test set.
         device: where ``detector`` is.
         precision: of its activations.
-        fields: bring what it finds beside boxes onto the image.
-        merge: makes segments of the objects and the label map of a panoptic network.
-        keep: is given each label map; the records hold only counts.
+        fields: operations that bring predictions besides boxes onto the image.
+        merge: merges objects and label map of a panoptic network into segments.
+        keep: called with each label map; the records hold only counts.
 
     Raises:
         ImageError: a label image can't be read or does not fit.
@@ -132,18 +132,18 @@ def evaluate(
 ) -> dict[str, Any]:
     """Returns the content of result.json.
 
-    It has a section "segm" if the records have masks of objects and of detections, with ``boundary`` another one,
-    "boundary", "keypoints" likewise, and "semseg" and "panoptic" if they have such counts; without records, the names
-    of the figures of ``fields``.  "best_f1" is the best F1 of boxes at IoU 0.5 and the least score at which it is
-    reached.  "left_out" is there if COCO's AP and AR do not see all detections: how many.  There is nothing of boxes
-    where label maps alone are judged.
+    It has a section "segm" if the records have masks of objects and of detections, and with ``boundary`` also
+    "boundary"; "keypoints" likewise; "semseg" and "panoptic" if they have such counts.  Without records, it has the
+    names of the figures of ``fields``.  "best_f1" is the best F1 of boxes at IoU 0.5 and its score threshold.
+    "left_out" is the number of detections that COCO's AP and AR do not see, if any.  If only label maps are judged,
+    there are no figures of boxes.
 
     Args:
         records: of all test images.
         class_names: of objects.
         voc_metric: the definition behind VOC mAP.
-        fields: that are judged, of ``predicted_fields``, where there are no records.
-        labels: of label maps; None: ``class_names``.
+        fields: judged ones of ``predicted_fields``, used if there are no records.
+        labels: classes of label maps; None: ``class_names``.
         boundary: also judge the boundaries of masks.
     """
     maps, classes = judged_maps(records, fields), labels or LabelClasses(class_names)
@@ -192,7 +192,7 @@ def make_record(
 ) -> Record:
     """Returns the record of image ``row`` with D detections in pixels of the stored image.
 
-    It has the fields of the objects, where they were read, only beside those of the detections.  Detections of classes
+    It has fields of the ground truth, if they were read, only beside those of the detections.  Detections of classes
     that are not judged on that image are left out.
 
     Args:

@@ -1,4 +1,4 @@
-"""The batches of a run, read one step ahead, and the one flag that the processes exchange a step."""
+"""The batches of a run, read one step ahead, and the one exchange of flags per step between processes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ __all__ = ["Feed"]
 
 
 class Feed:
-    """Hands out the batches of each step and tells all processes what one of them has met.
+    """Provides the batches of each step, and tells all processes about an error or a signal of one.
 
-    The next batches are read after the backward pass of the step before, while a GPU computes it.  So the same exchange
-    that says whether the step can be taken also says whether there will be another one, and all processes end after the
-    same step.
+    The next batches are read while a GPU computes the backward pass of the step before.  The same exchange thus decides
+    whether the step can be taken and whether another one follows, and all processes end after the same step.
 
     Args:
         batches: as the loader gives them.
-        parts: batches of a step.
-        steps: that are left; nothing is read after the last one.
-        stop: notes a signal to this process.
+        parts: number of batches per step.
+        steps: number of steps left; nothing is read after the last one.
+        stop: records a signal to this process.
     """
 
     def __init__(self, batches: Iterable[Batch], *, parts: int, steps: int, stop: StopRequest) -> None:
@@ -61,7 +60,7 @@ class Feed:
         return parts
 
     def read(self) -> None:
-        """Reads the batches of the next step, all before the first is computed; an error waits for ``check``.
+        """Reads the batches of the next step, all before the first is computed; ``check`` raises an error later.
 
         A signal ends the wait for them, since there will be no next step.
         """
@@ -83,7 +82,7 @@ class Feed:
         """Exchanges the flags of a step; returns the ``problem`` of its numbers, if any process has one.
 
         Raises:
-            RankError: a process did not come in time, or has ended.
+            RankError: a process did not respond in time, or has ended.
         """
         mine = (problem is not None, self._stop.name is not None, self._error is not None)
         not_finite, self._stopped, self.failed = any_rank(*mine, doing="training")
@@ -96,7 +95,7 @@ class Feed:
         """Raises on all processes if one can't read its next batches.
 
         Raises:
-            Exception: what reading raised, in the process where it did.
+            Exception: the error of reading, in the process where it arose.
             RankError: in the others; the message has its rank and its error.
         """
         if self.failed:

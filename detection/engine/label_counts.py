@@ -1,4 +1,4 @@
-"""Counts of the label map of an image; predictors need none of them."""
+"""Counts of label maps for evaluation; predictors do not need them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["label_classes", "with_counts"]
 
 
 def with_counts(record: Record, index: AnnotationIndex, row: int, found: Labelled) -> Record:
-    """Returns ``record`` of image ``row`` with counts of ``found``; as it is where the image's labels are unknown.
+    """Returns ``record`` of image ``row`` with counts of ``found``; unchanged if the image's labels are unknown.
 
     Raises:
         ImageError: the label image can't be read or does not fit.

@@ -54,16 +54,16 @@ def stored_labels(scores: Tensor, size: tuple[int, int]) -> Tensor:
             better = values > best
             labels, best = found.add(start).where(better, labels), values.where(better, best)
     if labels is None:
-        raise ValueError("scores of no class; a label map needs one or more")
+        raise ValueError("label scores have no class; a label map needs at least 1")
     return labels.byte()
 
 
 def labelled(labels: NDArray[np.uint8], objects: dict[str, Any] | None = None, merge: Merge | None = None) -> Labelled:
-    """Returns ``labels`` (H, W) as they are, or with ``merge`` the segments of these and the ``objects``.
+    """Returns ``labels`` (H, W) unchanged, or with ``merge`` the segments of these and the ``objects``.
 
     Args:
         labels: of the network's own classes.
-        objects: "scores", "labels" and "masks" of what is detected in the stored image.
+        objects: "scores", "labels" and "masks" of the detections in the stored image.
         merge: of a panoptic network.
     """
     if merge is None or objects is None:
@@ -73,7 +73,7 @@ def labelled(labels: NDArray[np.uint8], objects: dict[str, Any] | None = None, m
 
 
 def read_labelled(maps: LabelMaps, row: int, size: tuple[int, int]) -> Labelled:
-    """Returns what ``maps`` have of image ``row``, which is of ``size`` (height, width).
+    """Returns the labels of image ``row``, of ``size`` (height, width), from ``maps``.
 
     Raises:
         ImageError: the label image can't be read or does not fit.

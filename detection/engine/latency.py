@@ -1,4 +1,4 @@
-"""Measures how long detectors take for images, and names what they ran on."""
+"""Measures the latency of detectors, and names the device."""
 
 from __future__ import annotations
 

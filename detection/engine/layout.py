@@ -1,4 +1,4 @@
-"""The memory layout of images and weights, chosen by timing convolutions in both on the device at hand.
+"""The memory layout of images and weights, chosen by timing convolutions in both on the device.
 
 Without AVX-512, the gradient of weights over large channels-last maps takes three times what it takes over contiguous
 ones; with it the two are alike, and on GPUs channels last is the faster one.
@@ -44,7 +44,7 @@ class Timing:
 
     @property
     def best(self) -> Layout:
-        """The faster one; channels last where there is little between them."""
+        """The faster layout; channels last if the difference is small."""
         return "contiguous" if self.contiguous < MARGIN * self.channels_last else "channels_last"
 
     def __str__(self) -> str:

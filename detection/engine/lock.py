@@ -1,4 +1,4 @@
-"""One run directory, one run: RUN/lock says which process trains into it."""
+"""Locks a run directory for one process: RUN/lock names the process that trains into it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = ["locked"]
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other programs from training into ``folder``, which is made if needed.
 
-    The system gives the lock up when its process ends, however that ends, so none is ever stale.  A folder that is
-    still empty goes again.
+    The system releases the lock when its process ends in any way, so that none is ever stale.  A folder that is still
+    empty is removed.
 
     Raises:
         ValueError: another process has the lock; the message says which.

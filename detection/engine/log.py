@@ -43,13 +43,13 @@ ROWS_PER_HEADER = 20
 
 @dataclass(frozen=True, slots=True)
 class LoggedRun:
-    """The facts of a run that a sink may want.
+    """The facts of a run for sinks.
 
     Args:
         folder: of the run.
         config: of the run, a dataclass.
-        iterations: how long the run will be.
-        start: iteration to go on from; what was logged later, by a run that was cut off, does not count.
+        iterations: number of iterations of the run.
+        start: iteration to resume from; later entries, of an interrupted run, do not count.
         evaluated: whether the evaluation of ``start``, if one was due, counts.
     """
 
@@ -61,7 +61,7 @@ class LoggedRun:
 
 
 class Sink(Protocol):
-    """Takes what a run reports."""
+    """Receives the values that a run reports."""
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         """Records ``values`` by name; several calls may have the same iteration."""
@@ -99,7 +99,7 @@ class JsonLines:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
                 with suppress(OSError):
-                    stream.truncate(before)  # half a line is none
+                    stream.truncate(before)  # drops a half-written line
                 raise _cannot_write(self._path, error) from error
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class _TwoLines(Progress):
 
 
 class Terminal:
-    """A row of losses a report and, on a terminal, two lines below that follow every step.
+    """One row of losses per report and, on a terminal, two live lines below that follow every step.
 
     On a terminal a row has the columns that fit, elsewhere all; metrics.jsonl has them in any case.
     """
@@ -165,7 +165,7 @@ class Terminal:
         self._live.stop()
 
     def _cells(self, iteration: int, values: Mapping[str, float]) -> dict[str, str]:
-        """Returns the text of each column, the most wanted first."""
+        """Returns the text of each column, the most important first."""
         cells = {name.removeprefix(LOSS): f"{value:.4f}" for name, value in values.items() if name.startswith(LOSS)}
         cells = {"total": cells.pop("total", ""), **cells}
         if "learning_rate" in values:
@@ -220,7 +220,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases, project "resdet"; its own variables (WANDB_MODE, WANDB_PROJECT, ...) say where it goes."""
+    """Weights & Biases, project "resdet"; its own variables (WANDB_MODE, WANDB_PROJECT, ...) set the destination."""
 
     def __init__(self, run: LoggedRun) -> None:
         wandb = importlib.import_module("wandb")
@@ -244,7 +244,7 @@ class Wandb:
 
 
 class MLflow:
-    """MLflow, experiment "resdet"; its variables MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say where it goes."""
+    """MLflow, experiment "resdet"; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME set the destination."""
 
     def __init__(self, run: LoggedRun) -> None:
         mlflow = importlib.import_module("mlflow")
@@ -312,7 +312,7 @@ class RunLog:
             self._terminal.say(text)
 
     def end_steps(self) -> None:
-        """Takes the bar off the terminal; lines and metrics may follow."""
+        """Removes the bar from the terminal; lines and metrics may follow."""
         if self._terminal is not None:
             self._terminal.close()
 
@@ -353,7 +353,7 @@ def _cannot_write(path: Path, error: OSError) -> OSError:
 
 
 def _run_id(run: LoggedRun, service: str, create: Callable[[], str]) -> str:
-    """Returns the id of ``run`` with an online service; a run that goes on keeps its own, from RUN/SERVICE_id.txt."""
+    """Returns the id of ``run`` in an online service; a resumed run keeps the one in RUN/SERVICE_id.txt."""
     path = run.folder / f"{service}_id.txt"
     if run.start and path.is_file():
         return path.read_text(encoding="utf-8").strip()

@@ -48,7 +48,7 @@ class NotFiniteError(RuntimeError):
 
 @dataclass(slots=True)
 class TrainState:
-    """All that changes in a run; what a checkpoint holds."""
+    """The changing state of a run, as a checkpoint holds it."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -86,14 +86,13 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what ``state_dict`` gave; sets torch's random state.  ``model`` has the saved weights already.
+        """Restores the result of ``state_dict`` and torch's random state.  ``model`` has the saved weights already.
 
-        Rates, momentum and decay stay those of the config that the run goes on with.  An average of weights that only
-        the config has starts from the saved ones.  A process that the checkpoint does not know draws numbers of its
-        own.
+        Learning rates, momentum and weight decay are those of the resumed config.  A weight average that only the
+        config has starts from the saved weights.  A process without a saved random state gets a new seed.
 
         Raises:
-            ValueError: the optimizer was another one, or had other parameters.
+            ValueError: the saved optimizer is of another kind, or has other parameters.
         """
         own, saved = self.optimizer.state_dict(), state["optimizer"]
         counts, saved_counts = ([len(g["params"]) for g in groups["param_groups"]] for groups in (own, saved))
@@ -123,7 +122,7 @@ class TrainState:
 
 
 class Window:
-    """Sums since the last report.
+    """Sums of losses and times since the last report.
 
     Args:
         waited: seconds that the run has spent waiting for batches so far.
@@ -134,13 +133,13 @@ class Window:
         self._steps, self._waited, self._started = 0, waited, time.perf_counter()
 
     def add(self, losses: Mapping[str, float]) -> None:
-        """Takes in the losses of a step."""
+        """Adds the losses of a step."""
         for name, value in losses.items():
             self._losses[name] = self._losses.get(name, 0.0) + value
         self._steps += 1
 
     def means(self, waited: float) -> dict[str, float]:
-        """Returns the mean losses and times of a step; ``waited`` as above, but until now."""
+        """Returns the mean losses and times of a step; ``waited`` is the total until now."""
         steps = max(self._steps, 1)
         seconds = (time.perf_counter() - self._started) / steps
         means = {f"loss/{name}": total / steps for name, total in self._losses.items()}
@@ -160,7 +159,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def random_state(device: torch.device) -> Random:
-    """Returns the state of torch's generators; data do not use them, as they are seeded by their place in the run."""
+    """Returns the state of torch's random generators; data do not use them, as they are seeded by iteration."""
     on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return {"cpu": torch.get_rng_state(), "cuda": on_gpu}
 
@@ -178,10 +177,10 @@ def step(
     """Takes one optimizer step on the next batches of ``feed``; returns its losses, averaged over its parts.
 
     Always finishes the backward pass, even on NaN, so that no process waits for gradients.  Meanwhile the batches of
-    the step after are read.
+    the next step are read.
 
     Args:
-        state: changed in place, but for ``iteration``.
+        state: modified in place, except ``iteration``.
         replica: the model, or what wraps it.
         feed: gives batches, and tells whether the numbers of all processes are finite.
         solver: accumulation, precision, clipping.
@@ -224,7 +223,7 @@ def step(
 
 @contextmanager
 def _norm_explained(images: ImageBatch) -> Iterator[None]:
-    """Tells which keys help where batch norm gets a single value per channel of ``images``, whose variance is none."""
+    """Explains torch's error for batch norm with a single value per channel of ``images``; names keys that help."""
     try:
         yield
     except ValueError as error:
@@ -262,7 +261,7 @@ def _not_finite(
     norm: float,
     parts: Sequence[Batch],
 ) -> str | None:
-    """Says what is not finite in this process: the losses of the first such part, or the gradient; None if nothing."""
+    """Returns the problem of this process: non-finite losses of a part, the first one, or gradient; None if finite."""
     for losses, part in zip(by_part, parts, strict=True):
         if not all(map(math.isfinite, losses.values())):
             return f"loss is not finite at iteration {iteration}: {_listed(losses, [part])}"

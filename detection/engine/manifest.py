@@ -1,4 +1,4 @@
-"""RUN/manifest.json: what made a run, an entry for every time that it was started."""
+"""RUN/manifest.json: the origin of a run, with an entry for every start."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def manifest_entry(
     data: Mapping[str, AnnotationIndex],
     device: torch.device,
 ) -> Iterator[list[str]]:
-    """Writes an entry for this start of a run; it gets its end at the end, and none if the process is killed.
+    """Writes an entry for this start of a run; its end is added at exit, unless the process is killed.
 
-    Gives a line of warning for every data set that has changed since the start before, and one for a broken manifest,
-    which is put aside.
+    Yields a warning for every data set that has changed since the start before, and one for a broken manifest, which is
+    put aside.
 
     Args:
         folder: of the run.
         config: of the run.
         state: before the first step of this start.
-        data: the data sets by what they are for, such as "train".
-        device: what the run computes on.
+        data: the data sets by purpose, such as "train".
+        device: device of the run.
     """
     if not is_main():
         yield []
@@ -81,7 +81,7 @@ def manifest_entry(
 
 
 def made_by(device: torch.device) -> dict[str, Any]:
-    """Returns what makes a figure now: command, commit, versions and hardware."""
+    """Returns the origin of a figure: command, commit, versions and hardware."""
     return {
         "command": sys.argv,
         "commit": _commit(),
@@ -118,11 +118,11 @@ def _earlier(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     except ValueError as error:
         aside = path.with_name(path.name + ".damaged")
         path.replace(aside)
-        return [], [f"warning: {error}; it is {aside.name} now, and what earlier starts were is not compared"]
+        return [], [f"warning: {error}; it is renamed to {aside.name}, and earlier starts are not compared"]
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns a line for every data set that was another one before, as ``_described`` tells it."""
+    """Returns a warning for every data set whose description has changed."""
     lines = []
     for name in sorted(before.keys() & now.keys()):
         old, new = before[name], now[name]
@@ -130,7 +130,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             counts = [
                 f"{old.get(what)} -> {new[what]} {what}" for what in ("images", "objects") if old.get(what) != new[what]
             ]
-            said = ", ".join(counts) or "as many images and objects, but other file names, sizes, boxes or labels"
+            said = ", ".join(counts) or "equally many images and objects, but other file names, sizes, boxes or labels"
             lines.append(f"warning: data.{name} has changed since the last start: {said}")
     return lines
 
@@ -151,7 +151,7 @@ def _hardware(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Returns the commit of this checkout, "-dirty" after it where files differ; None of an installed package."""
+    """Returns the commit of this checkout, "-dirty" after it where files differ; None for an installed package."""
     if not (REPOSITORY / ".git").exists():
         return None
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

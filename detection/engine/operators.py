@@ -1,6 +1,6 @@
 """Counts the operators that a call dispatches, and those at which a GPU and the CPU would have to wait for each other.
 
-A GPU works through a queue of operators.  Time goes where the queue runs dry: each operator costs the CPU some
+A GPU works through a queue of operators.  Time is lost where the queue runs dry: each operator costs the CPU some
 microseconds to queue, and an operator whose result decides sizes or branches holds the CPU until the queue is empty.
 Both can be counted without a GPU.
 """
@@ -34,7 +34,7 @@ WAITING = (
     "torchvision.nms",
 )
 INDEXING = ("aten.index", "aten.index_put", "aten.index_put_", "aten._index_put_impl_", "aten._unsafe_index")
-LIBRARIES = ("aten", "prims", "torchvision")  # whose operators count as one; those of others as what is inside
+LIBRARIES = ("aten", "prims", "torchvision")  # their operators count as one; those of others as the operators inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,8 @@ def count_operators(call: Callable[[], Any], *, path: AbstractContextManager[Any
     """Returns the counts of one ``call``, with its backward passes; compiled functions run uncompiled.
 
     Args:
-        call: what is counted.
-        path: context under which it takes the way of a GPU.
+        call: the function whose operators are counted.
+        path: context that selects the GPU code path.
     """
     counter = _Counter()
     with torch.compiler.set_stance("force_eager"), path or nullcontext(), counter:

@@ -20,13 +20,13 @@ POLY_POWER = 0.9  # Chen et al. 2017, "Rethinking Atrous Convolution", section 4
 def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
     """Builds SGD with momentum, or AdamW with torch's betas, over the trainable parameters of ``model``.
 
-    Biases learn at ``bias_lr_factor`` times the rate; neither they nor norm layers nor PReLU's slopes decay
-    (He et al. 2015, "Delving Deep into Rectifiers", section 2.1).  AdamW takes no notice of ``momentum``.
+    Biases have ``bias_lr_factor`` times the learning rate; they, norm layers and PReLU's slopes have no weight decay
+    (He et al. 2015, "Delving Deep into Rectifiers", section 2.1).  AdamW ignores ``momentum``.
 
     Raises:
         ValueError: nothing is trainable.
     """
-    # By kind, not by value, so that a run can go on with other values.
+    # Grouped by kind, not by value, so that a run can resume with other values.
     groups: dict[str, list[nn.Parameter]] = {"weight": [], "bias": [], "norm": []}
     for module in model.modules():
         norm = isinstance(module, (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.PReLU))
@@ -53,7 +53,7 @@ def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
 
 
 def learning_rate(solver: SolverConfig, iteration: int) -> float:
-    """Returns the rate of the optimizer step that starts at ``iteration`` (the first is 0)."""
+    """Returns the learning rate of the step that starts at ``iteration`` (the first is 0)."""
     if iteration < solver.warmup_iterations:
         progress = iteration / solver.warmup_iterations
         warmup = solver.warmup_factor + (1 - solver.warmup_factor) * progress
@@ -70,7 +70,7 @@ def learning_rate(solver: SolverConfig, iteration: int) -> float:
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Gives every group its share of ``rate``."""
+    """Sets the learning rate of every group to its share of ``rate``."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
 

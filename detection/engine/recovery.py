@@ -30,14 +30,14 @@ __all__ = ["Recovery"]
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Stands around the steps of one run.
+    """Handles steps that are not finite, and errors, of one run.
 
     Args:
         run: the run directory.
         config: of the run; ``solver.on_not_finite`` chooses what is done.
         checkpoints: of the run.
-        say: gets warnings.
-        tool: the command of resdet that takes a step again.
+        say: called with warnings.
+        tool: the resdet command that repeats a step.
     """
 
     run: Path
@@ -48,7 +48,7 @@ class Recovery:
 
     @contextmanager
     def guard(self, state: TrainState) -> Iterator[None]:
-        """Lets a step be taken; where its numbers are not finite, dumps it, and skips it or rolls back.
+        """Runs a step in the block; if its numbers are not finite, dumps it, then skips it or rolls back.
 
         Raises:
             NotFiniteError: neither is allowed, or too many steps have been skipped.
@@ -70,7 +70,7 @@ class Recovery:
 
     @contextmanager
     def saving(self, state: TrainState, feed: Feed) -> Iterator[None]:
-        """Saves the steps done when training ends with an error, where that is not what went wrong.
+        """Saves the steps done when training ends with an error, unless the error makes them suspect.
 
         Several processes save only if all of them are known to be at the same step.
 
@@ -93,7 +93,7 @@ class Recovery:
             raise
 
     def stopped(self, state: TrainState, feed: Feed) -> StoppedError:
-        """Returns the error that ends a run which a signal has asked to end, and which is saved."""
+        """Returns the error that ends a saved run after a signal."""
         return StoppedError(
             f"{feed.signal or 'a signal to another process'} ended the run after iteration {state.iteration} of "
             f"{self.config.solver.iterations}; the same command with --resume continues from the newest checkpoint in "
@@ -101,7 +101,7 @@ class Recovery:
         )
 
     def _not_finite(self, state: TrainState, error: NotFiniteError) -> None:
-        """Does with a step that can't be taken what the config says; ``state`` is that before it."""
+        """Handles a step that is not finite as the config says; ``state`` is the one before it."""
         solver = self.config.solver
         path = self._dump(state, error, whole=state.not_finite == 0)
         state.not_finite += 1
@@ -149,7 +149,7 @@ class Recovery:
         return path
 
     def _roll_back(self, state: TrainState) -> str:
-        """Gives ``state`` the newest checkpoint's weights and moments, not its place in the run; says so."""
+        """Loads the newest checkpoint's weights and moments, not its iteration, into ``state``; returns a note."""
         newest = self.checkpoints.newest(self.say)
         if newest is None:
             return " from the same weights, since no checkpoint is saved yet"
@@ -187,7 +187,7 @@ def _statistics(model: nn.Module) -> list[Tensor]:
 
 
 def _reset_broken_statistics(model: nn.Module) -> None:
-    """Makes running statistics that the step has spoilt finite again; the replay of a training step reads none."""
+    """Resets running statistics that the step made non-finite; the replay of a training step does not read them."""
     for layer in _batch_norms(model):
         if not all(buffer.isfinite().all() for buffer in layer.buffers()):
             layer.reset_running_stats()

@@ -10,7 +10,7 @@ from types import FrameType
 
 __all__ = ["EXIT_STOPPED", "StopRequest", "StopWaiting", "StoppedError", "stop_request"]
 
-# Of a program whose run was asked to end and is saved: sysexits' "try again later".
+# Exit status of a program whose run a signal ended and which is saved: sysexits' "try again later".
 EXIT_STOPPED = 75
 
 # Those that the system has: Windows lacks two.
@@ -18,7 +18,7 @@ STOPPING = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT", "S
 
 
 class StoppedError(RuntimeError):
-    """A signal asked the run to end; it is saved, and the same command with --resume goes on."""
+    """A signal ended the run; it is saved, and the same command with --resume continues."""
 
 
 class StopWaiting(BaseException):
@@ -35,10 +35,10 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Notes the first SIGTERM, SIGUSR1, SIGINT or SIGHUP, for the loop to look at; the second acts as without this.
+    """Records the first SIGTERM, SIGUSR1, SIGINT or SIGHUP for the loop; a second one acts as usual.
 
-    SIGHUP, of a terminal that is closed, stays ignored under nohup.  Outside the main thread, where Python hands out no
-    signals, it notes none.
+    SIGHUP, sent when a terminal is closed, stays ignored under nohup.  Outside the main thread, where Python delivers
+    no signals, none is recorded.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

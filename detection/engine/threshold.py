@@ -1,4 +1,4 @@
-"""The least score of detections that are shown, where none is asked for."""
+"""The default score threshold of shown detections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FALLBACK = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A least score and where it comes from, for a reader."""
+    """A score threshold and its origin, for display."""
 
     score: float
     origin: str
@@ -27,7 +27,7 @@ class Threshold:
 def run_threshold(checkpoint: Checkpoint[DetectionConfig]) -> Threshold:
     """Returns the score at which F1 was best when the weights of ``checkpoint`` were last measured, else 0.5.
 
-    That stands in the checkpoint, from data.val, or in a result.json of its run, from data.test.
+    It comes from the checkpoint (measured on data.val), or from a result.json of its run (data.test).
     """
     if checkpoint.best_f1_score is not None:
         return Threshold(checkpoint.best_f1_score, "best F1 on data.val")

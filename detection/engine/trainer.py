@@ -72,7 +72,7 @@ TOOL = "train"  # the command which detectors are trained by
 
 
 def is_finished(run: Path, config: ProgramConfig) -> bool:
-    """Returns whether the run in the directory ``run`` has come to its end."""
+    """Returns whether the run in the directory ``run`` is finished."""
     newest = Checkpoints(run / "checkpoints", keep=1, config=config, class_names=()).newest(SCREEN.print)
     if newest is None:
         return False
@@ -86,20 +86,19 @@ class Trainer:
         config: of the run.
         output: the run directory, made if needed.
         index: the training set; checkpoints carry its class names.
-        build: the model on the CPU; with its initial weights if the argument is true, else the weights of a checkpoint
-            follow.  Stored proposals are its third argument, where batches have some.
-        load: endless batches; called with batch_size, seed, start (number of the first batch) and pin.
-        validate: looks at data.val when an evaluation is due.
-        draw: pictures of data.val by name, (H, W, 3) RGB, after an evaluation and of its result, for the sinks that
-                show some.
-        test: measures data.test at the end, and writes the result with the facts that it is given.
+        build: builds the model on the CPU, with its initial weights if the argument is true, else for those of a
+            checkpoint.  The model takes stored proposals, if batches have some, as its third argument.
+        load: returns endless batches; called with batch_size, seed, start (number of the first batch) and pin.
+        validate: evaluates on data.val when that is due.
+        draw: returns pictures of an evaluation on data.val by name, (H, W, 3) RGB, for the sinks that show some.
+        test: evaluates on data.test at the end, and writes the result with the given facts.
         sets: data.val and data.test, for the manifest.
         resume: go on from the newest checkpoint in ``output``, if there is one.
-        tool: the command of resdet that goes on with such a run.
-        compiled: compiles the model's losses, and says what it does; None: they are not compiled.
+        tool: the resdet command that resumes such a run.
+        compiled: compiles the model's losses, with lines of progress; None: they are not compiled.
 
     Raises:
-        ValueError: bad config.
+        ValueError: the config is invalid.
     """
 
     def __init__(
@@ -119,12 +118,12 @@ class Trainer:
         compiled: Callable[[nn.Module, Callable[[str], None]], CompiledStep] | None = None,
     ) -> None:
         solver = config.solver
-        images_per_rank(solver.images_per_step, solver.accumulate)  # a bad number ends here, not later
+        images_per_rank(solver.images_per_step, solver.accumulate)  # fails early on a bad number
         require_packages(solver.log_sinks)
         if solver.patience and validate is None:
             raise ValueError(
-                f"solver.patience {solver.patience} counts looks at data.val, and data.val {list(config.data.val)} has "
-                "no objects to judge by; name images there, or set solver.patience to 0"
+                f"solver.patience {solver.patience} counts evaluations on data.val, but {list(config.data.val)} has no "
+                "objects to evaluate; name images there, or set solver.patience to 0"
             )
         self.config, self.output, self.index, self.sets = config, output, index, sets or {}
         self.load, self.validate, self.draw, self.test, self.tool = load, validate, draw, test, tool
@@ -135,7 +134,7 @@ class Trainer:
         )
 
     def run(self) -> dict[str, Any]:
-        """Takes all steps that are left and returns the result on data.test, empty if there is none.
+        """Takes the remaining steps and returns the result on data.test; empty if there is none.
 
         Raises:
             ValueError: ``output`` holds a run and ``resume`` is not set, or another process trains into it.
@@ -213,7 +212,7 @@ class Trainer:
         return state, newest[0].config
 
     def _layout(self, before: Layout | None = None) -> Layout:
-        """Returns the layout that the config fixes, or else that ``before``, or else the one chosen here."""
+        """Returns the layout of the config, else ``before``, else one chosen here."""
         if self.config.solver.layout == "auto" and before is not None:
             return before
         found: Layout | None = None
@@ -235,10 +234,10 @@ class Trainer:
         return found if isinstance(found, dict) and found.get("trained") in (None, state.iteration) else None
 
     def _finished(self, state: TrainState, before: ProgramConfig | None, result: dict[str, Any]) -> dict[str, Any]:
-        """Says that nothing is left to do; returns the ``result`` that the run came to under the config ``before``."""
+        """Prints that the run is finished; returns its ``result``, reached under the config ``before``."""
         say = only_main(SCREEN.print)
         for line in [] if before is None else changed_keys(before, self.config):
-            say(f"config changed, without effect on what is done: {line}")
+            say(f"config changed, without effect on the finished run: {line}")
         solver = self.config.solver
         key = "iterations" if state.iteration >= solver.iterations else "patience"
         say(
@@ -257,13 +256,13 @@ class Trainer:
         )
 
     def _after_step(self, state: TrainState, feed: Feed, recovery: Recovery, log: RunLog) -> None:
-        """Saves, ends the run or looks at data.val, where that is due."""
+        """Saves, ends the run or evaluates on data.val, if that is due."""
         solver = self.config.solver
         last = state.iteration == solver.iterations
         stops = feed.stops and not last
         evaluates = self.validate is not None and _evaluates(solver, state.iteration)
         if last or evaluates or stops or _due(state.iteration, solver.checkpoint_every):
-            self.checkpoints.save(state)  # first, so that whatever an evaluation meets costs no training
+            self.checkpoints.save(state)  # first, so that an error in an evaluation costs no training
         if stops:
             raise recovery.stopped(state, feed)
         feed.check()
@@ -271,7 +270,7 @@ class Trainer:
             self._evaluate(state, log)
 
     def _evaluate(self, state: TrainState, log: RunLog) -> None:
-        """Looks at data.val with the model that is saved already; its weights may be the best so far."""
+        """Evaluates the saved model on data.val; its weights may be the best so far."""
         assert self.validate is not None
         key = self.config.solver.best_metric
         share_buffers(state.tested)
@@ -286,7 +285,7 @@ class Trainer:
             log.pictures(state.iteration, self.draw(state.tested, result))
 
     def _test(self, state: TrainState, log: RunLog) -> dict[str, Any]:
-        """Measures data.test, once, with the weights that stand: the best on data.val, or else the last."""
+        """Evaluates on data.test, once, with the best weights on data.val, else the last."""
         if self.test is None:
             return {}
         best, model = self.checkpoints.best(), state.tested
@@ -311,7 +310,7 @@ class Trainer:
     def _session(
         self, state: TrainState, before: ProgramConfig | None, *, evaluated: bool
     ) -> Iterator[tuple[RunLog, StopRequest]]:
-        """Opens what lasts as long as the run does, and says what trains."""
+        """Opens the resources of the run, and prints what is trained."""
         config, solver = self.config, self.config.solver
         with together("writing the config"):
             if is_main():
@@ -333,7 +332,7 @@ class Trainer:
 
 
 def layout_of(config: ProgramConfig, device: torch.device, say: Callable[[str], None]) -> Layout:
-    """Returns the layout of a run that begins: the fixed one, or the faster one here; ``say`` is told why."""
+    """Returns the layout of a new run: the configured one, or the faster one here; ``say`` gets the reason."""
     solver, size = config.solver, (config.data.shorter_side, config.data.longer_side)
     if solver.layout != "auto":
         return solver.layout
@@ -396,10 +395,10 @@ def _is_frozen(module: torch.nn.Module) -> bool:
 
 
 def _check_same_model(checkpoint: Checkpoint[ProgramConfig], config: ProgramConfig) -> None:
-    """Refuses to go on with keys that change what the weights mean, where loading them would not fail."""
+    """Raises if changed keys give the weights another meaning, where loading them would not fail."""
     changed = different_meaning(checkpoint.config, config)
     if changed:
-        raise ValueError(f"{checkpoint.path} can't go on with another model: {'; '.join(changed)}")
+        raise ValueError(f"{checkpoint.path} can't be resumed with another model: {'; '.join(changed)}")
 
 
 def _chosen_by(config: ProgramConfig) -> tuple[str | None, tuple[str, ...]]:

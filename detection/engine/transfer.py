@@ -1,7 +1,7 @@
-"""Starts a detector from the weights of another one, of other classes perhaps: every layer that fits is carried over.
+"""Initialises a detector from another one's weights, perhaps of other classes: every layer that fits is carried over.
 
-Rows that belong to a class go with it, where both detectors know the class; other classes keep the rows that the model
-began with.  Names are compared without case, and with "_" and "-" as blanks.
+The rows of a class are carried over if both detectors have the class; other classes keep their initial rows.  Class
+names are compared without case, and with "_" and "-" as blanks.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Carried:
 
     Attributes:
         source: where the weights come from.
-        classes: whose rows were carried over.
-        new_classes: whose rows are new.
+        classes: classes whose rows were carried over.
+        new_classes: classes whose rows are new.
         layers: names of the tensors that were carried over, in part where they have rows of new classes.
-        new_layers: names of the tensors that begin anew, since the source has none of that name and shape.
+        new_layers: names of the tensors with initial values, since the source has none of that name and shape.
         unused: names of the source's tensors that the detector has no place for.
     """
 
@@ -44,7 +44,7 @@ class Carried:
 
     @property
     def lines(self) -> list[str]:
-        """What was carried over and what is new, for people."""
+        """Lines for people: what was carried over, and what is new."""
         total = len(self.layers) + len(self.new_layers)
         lines = [
             f"starts from {self.source}: {len(self.layers)} of {total} tensors carried over",
@@ -66,17 +66,17 @@ def load_initial_weights(
     *,
     row_names: Sequence[str] = (),
 ) -> Carried:
-    """Puts the weights of ``checkpoint`` that fit into ``model``, and returns what that were.
+    """Loads the weights of ``checkpoint`` that fit into ``model``, and returns which they were.
 
-    A tensor fits if name and shape do.  Of layers with rows for classes the rows of the classes that both know are
-    carried over, and the background's.
+    A tensor fits if its name and shape do.  Of layers with rows for classes, the rows of shared classes and of the
+    background are carried over.
 
     Args:
-        model: a detector for ``class_names``; left as it was if an error is raised.
+        model: a detector for ``class_names``; unchanged if an error is raised.
         checkpoint: where to start from.
         class_names: K names.
         renamed: class name -> its name in ``checkpoint``, where they differ.
-        row_names: in ``checkpoint``, of the rows of layers whose rows have names of their own.
+        row_names: names in ``checkpoint`` of the rows of layers whose rows have names of their own.
 
     Raises:
         ValueError: a name in ``renamed`` that one side lacks, no layer of the backbone that fits, or weights that are
@@ -118,7 +118,7 @@ def differing_meaning(config: ProgramConfig, checkpoint: Checkpoint[ProgramConfi
 
 
 def _pairs(here: Sequence[str], there: Sequence[str], renamed: Mapping[str, str]) -> list[tuple[int, int]]:
-    """Returns pairs (class here, class there) of the classes that both know; each of theirs goes to one of ours."""
+    """Returns pairs (class here, class there) of the shared classes; each of theirs is carried over to one of ours."""
     exact = {name: number for number, name in reversed([*enumerate(there)])}
     alike = {_plain(name): number for number, name in reversed([*enumerate(there)])}
     pairs, taken = list[tuple[int, int]](), {there.index(name) for name in renamed.values()}
@@ -163,7 +163,7 @@ def _nothing_fits(
     )
     return (
         f"no layer of the backbone fits {checkpoint.path}, which has {checkpoint.config.backbone.name}{shapes}: "
-        "take its config, RUN/config.yaml, or resdet train FOLDER --from it, which does"
+        "use its config, RUN/config.yaml, or resdet train FOLDER --from it, which does so"
     )
 
 

@@ -1,4 +1,4 @@
-"""Blocks of figures in Markdown: text between two marks, which a template gives.
+"""Blocks of figures in Markdown: text between two marks, rendered from a template.
 
 <!-- figures: NAME -->
 text with figures
@@ -39,7 +39,7 @@ def read_blocks(text: str) -> list[Block]:
     """Returns the blocks of a document.
 
     Raises:
-        ValueError: a mark without its other one, or a name that stands twice; the line is named.
+        ValueError: an unpaired mark, or a repeated name; the message has the line.
     """
     blocks, name, begin = list[Block](), None, 0
     lines = text.splitlines()
@@ -50,7 +50,7 @@ def read_blocks(text: str) -> list[Block]:
         if found:
             name, begin = found[1], number + 1
             if any(block.name == name for block in blocks):
-                raise ValueError(f"line {number + 1}: figures {name!r} stand twice; give them two names")
+                raise ValueError(f"line {number + 1}: figures {name!r} exist twice; give each a unique name")
         elif line.strip() == _END:
             if name is None:
                 raise ValueError(f"line {number + 1}: {_END!r} ends nothing; '<!-- figures: NAME -->' begins a block")
@@ -62,7 +62,7 @@ def read_blocks(text: str) -> list[Block]:
 
 
 def replace_blocks(text: str, contents: Mapping[str, Sequence[str]]) -> str:
-    """Returns ``text`` with the lines in ``contents`` (name -> lines) in the place of those of its blocks."""
+    """Replaces the lines of the blocks in ``text`` by ``contents`` (name -> lines)."""
     lines = text.splitlines()
     for block in reversed(read_blocks(text)):
         if block.name in contents:
@@ -71,6 +71,6 @@ def replace_blocks(text: str, contents: Mapping[str, Sequence[str]]) -> str:
 
 
 def compare_lines(block: Block, expected: Sequence[str]) -> list[tuple[int, str]]:
-    """Returns (line number, how it differs) of the lines of ``block`` that are not those ``expected``."""
+    """Returns (line number, difference) for the lines of ``block`` that differ from ``expected``."""
     pairs = zip_longest(block.lines, expected)
     return [(block.line + row, changed(a, b)) for row, (a, b) in enumerate(pairs) if a != b]

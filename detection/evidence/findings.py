@@ -1,4 +1,4 @@
-"""Findings: figures that don't follow from records, with their place, both values and the repair."""
+"""Figures that do not follow from records, with file and line, both values and the repair."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A figure, a line or a file that doesn't follow.
+    """A figure, a line or a file that does not follow from records.
 
     Attributes:
         file: relative to the checkout.
-        line: from 1; 0: of the whole file.
+        line: line number from 1; 0 for the whole file.
         text: what is wrong.
-        repair: a command, or what to write where.
+        repair: a command, or an edit.
     """
 
     file: str
@@ -32,7 +32,7 @@ class Finding:
 
 
 def changed(printed: str | None, expected: str | None) -> str:
-    """Returns how a line differs from the one ``expected`` (None: no such line), by its numbers if they alone do."""
+    """Describes how a line differs from the ``expected`` one (None: no such line), by numbers if only they differ."""
     if printed is None:
         return f"lacks {expected!r}"
     if expected is None:

@@ -1,4 +1,4 @@
-"""EXPERIMENT/labels.json: objects of the tested images, so that figures can be recomputed where the images are not."""
+"""EXPERIMENT/labels.json: objects of the test images, so that figures can be recomputed without the images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_labels(index: AnnotationIndex, path: Path) -> None:
     """Writes boxes and labels of the images in ``index`` to ``path``; masks and keypoints are left out.
 
     Raises:
-        ValueError: there are masks, keypoints or label maps, which results may be of.
+        ValueError: there are masks, keypoints or label maps, which results may depend on.
     """
     lost = [*index.fields, *([] if index.label_maps is None else ["label maps"])]
     if lost:
@@ -43,7 +43,7 @@ def write_labels(index: AnnotationIndex, path: Path) -> None:
 
 
 def read_labels(path: Path) -> AnnotationIndex:
-    """Returns the images and objects in ``path``; no pixels can be read of them.
+    """Returns the images and objects in ``path``, without pixels.
 
     Raises:
         ValueError: the file can't be read.

@@ -1,4 +1,4 @@
-"""The experiments that documents cite as a list, with what is done of each and the hours that the rest takes."""
+"""The list of experiments that documents cite, with finished runs and the hours of the others."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Cited:
     """An experiment of the list.
 
     Attributes:
-        file: of configs/, such as experiments/bccd.
-        minutes: of training on one core that a run is expected to take, from timed steps; done runs say better.
+        file: file of configs/, such as experiments/bccd.
+        minutes: expected minutes of training per run on one core, from timed iterations; finished runs replace them.
     """
 
     file: str
@@ -36,9 +36,9 @@ class Evidence:
     """The keys of configs/evidence.yaml.
 
     Attributes:
-        budget_hours: of one core, for the training of all runs.
-        run_minutes: of one core, that a run may take.
-        experiments: in the order in which they are run.
+        budget_hours: core hours for the training of all runs.
+        run_minutes: core minutes that a run may take.
+        experiments: the experiments, in the order in which they run.
     """
 
     budget_hours: float
@@ -48,14 +48,14 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The finished runs of an experiment, and the time that the rest takes.
+    """The finished runs of an experiment, and the hours of the others.
 
     Attributes:
-        name: of the experiment, and of its folder in docs/experiments.
+        name: name of the experiment, and of its folder in docs/experiments.
         path: its file.
-        hours: of the runs that are done, by VARIANT/SEED; of searches of learning rates too.
+        hours: hours of the finished runs by VARIANT/SEED, including searches of learning rates.
         left: runs that are not done.
-        expected: hours of those.
+        expected: expected hours of these runs.
     """
 
     name: str
@@ -69,7 +69,7 @@ def load_evidence(name: str) -> Evidence:
     """Returns the list in the config file ``name``.
 
     Raises:
-        ValueError: no such file, or a key or value that no list has.
+        ValueError: no such file, or an unknown key or value.
     """
     path = find_config(name)
     try:
@@ -101,7 +101,7 @@ def plan_evidence(evidence: Evidence, root: Path) -> list[Planned]:
 
 
 def format_plan(evidence: Evidence, planned: Sequence[Planned]) -> str:
-    """Returns the plan as a table, with the sum beside the budget and the runs that took too long."""
+    """Returns the plan as a table, with the total, the budget and the runs that took too long."""
     header = ("experiment", "runs", "done", "hours spent", "to do", "hours expected")
     rows = [_row(plan) for plan in planned]
     spent, expected = sum(sum(p.hours.values()) for p in planned), sum(p.expected for p in planned)

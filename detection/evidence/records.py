@@ -1,8 +1,8 @@
-"""Records of what was run, as the templates of docs/evidence read them.
+"""Reads records of runs and measurements for the templates of docs/evidence.
 
-docs/runs/NAME/          a single run: config.yaml, result.json, metrics.jsonl, of later ones manifest.json too
-docs/experiments/NAME/   an experiment as resdet compare leaves it, without weights
-docs/measured/NAME.json  what a tool measured: command, hardware, values
+docs/runs/NAME/          a single run: config.yaml, result.json, metrics.jsonl and, for newer runs, manifest.json
+docs/experiments/NAME/   an experiment of resdet compare, without weights
+docs/measured/NAME.json  a measurement of a tool: command, hardware, values
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Records", "RunRecord", "Spent"]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The files that a run left."""
+    """The files of a run."""
 
     folder: Path
 
@@ -34,7 +34,7 @@ class RunRecord:
 
     @property
     def steps(self) -> int:
-        """Steps of the schedule."""
+        """Number of iterations of the schedule."""
         return self.config["solver"]["iterations"]
 
     def figure(self, key: str, *, file: str = "result.json") -> float:
@@ -51,7 +51,7 @@ class RunRecord:
         return value
 
     def minutes(self, *, file: str = "metrics.jsonl") -> float:
-        """Returns the minutes of training by ``seconds_per_step``, tests not counted."""
+        """Returns the minutes of training from ``seconds_per_step``, without tests."""
         steps, seconds = read_metrics(self.folder, "seconds_per_step", file=file)
         return sum(b * (now - before) for before, now, b in zip([0, *steps[:-1]], steps, seconds, strict=True)) / 60
 
@@ -59,7 +59,7 @@ class RunRecord:
         """Returns the mean of the ``last`` values of ``key`` in metrics.jsonl.
 
         Raises:
-            ValueError: there are fewer.
+            ValueError: there are fewer values.
         """
         values = read_metrics(self.folder, key)[1]
         if len(values) < last:
@@ -67,7 +67,7 @@ class RunRecord:
         return statistics.fmean(values[-last:])
 
     def value_at(self, key: str, iteration: int) -> float:
-        """Returns ``key`` of metrics.jsonl at ``iteration``.
+        """Returns the value of ``key`` in metrics.jsonl at ``iteration``.
 
         Raises:
             ValueError: no value there.
@@ -93,7 +93,7 @@ class Records:
 
     Attributes:
         root: folder of README.md and docs/.
-        read: folders and files of records that a template asked for, relative to ``root``.
+        read: folders and files of records that a template has used, relative to ``root``.
     """
 
     root: Path
@@ -118,7 +118,7 @@ class Records:
         return _read_json(next((path for path in places if path.is_file()), places[0]))
 
     def measured(self, name: str) -> dict[str, Any]:
-        """Returns the values that a tool wrote into docs/measured/NAME.json.
+        """Returns the values in docs/measured/NAME.json.
 
         Raises:
             ValueError: no such record.
@@ -126,7 +126,7 @@ class Records:
         return _read_json(self._find(f"docs/measured/{name}.json"))
 
     def spent(self, *names: str) -> Spent:
-        """Returns what the finished runs of the experiments ``names`` took; without names, of all experiments."""
+        """Returns the cost of the finished runs of the experiments ``names``, or of all experiments without names."""
         folders = [self._find(f"docs/experiments/{name}") for name in names]
         folders = folders or sorted(path.parent for path in self.root.glob("docs/experiments/*/runs"))
         paths = [
@@ -136,7 +136,7 @@ class Records:
         return Spent(len(folders), len(done), sum(status["hours"] or 0.0 for status in done))
 
     def without_manifest(self) -> int:
-        """Returns how many runs of docs/runs have no manifest.json: no data digest, code version and hardware."""
+        """Returns the number of runs in docs/runs without manifest.json (data digest, code version, hardware)."""
         runs = {path.parent for path in self.root.glob("docs/runs/*/result.json")}
         return sum(not (run / "manifest.json").is_file() for run in runs)
 

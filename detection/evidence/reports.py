@@ -1,9 +1,9 @@
 """Checks that an experiment's report follows from the records of its runs.
 
-Of detectors, at once: the reported figures of report.json are those of every result.json, and report.md and report.html
-say what report.json says.  ``recompute`` also makes each result.json anew of its detections, and the whole of
-report.json, with intervals and claims, of all of them; it takes labels.json, or the test set on this machine.  A report
-of classifiers is made anew of what each run scored on each image.
+For detectors, the figures in report.json must equal those of every result.json, and report.md and report.html must
+match report.json.  ``recompute`` also recomputes each result.json from its detections, and report.json with intervals
+and claims from all of them; it needs labels.json, or the test set on this machine.  A report of classifiers is
+recomputed from the scores of each run on each image.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from detection.report.reading import RunFolder, read_experiment
 
 __all__ = ["check_report", "experiment_folders", "recompute"]
 
-SAME = 1e-9  # figures that are computed again differ by rounding alone
+SAME = 1e-9  # recomputed figures differ only by rounding
 COMPARISON = "comparison.json"  # of classifiers
 CELLS = re.compile(r"<t[dh][^>]*>(.*?)</t[dh]>", re.DOTALL)
 
@@ -49,7 +49,7 @@ def experiment_folders(root: Path) -> list[Path]:
 
 
 def check_report(folder: Path, root: Path) -> list[Finding]:
-    """Returns what in the report of the experiment in ``folder``, in the checkout ``root``, differs from the results.
+    """Returns where the report of the experiment in ``folder``, in the checkout ``root``, differs from the results.
 
     Raises:
         ValueError: a file that can't be read.
@@ -70,7 +70,7 @@ def check_report(folder: Path, root: Path) -> list[Finding]:
 
 
 def recompute(folder: Path, root: Path) -> list[Finding]:
-    """Returns what in the records of the experiment in ``folder`` does not follow from its detections and labels.
+    """Returns where the records of the experiment in ``folder`` do not follow from its detections and labels.
 
     Raises:
         ValueError: there is no labels.json and the test set is not on this machine, or a file that can't be read.
@@ -102,7 +102,7 @@ class _Place:
 
 
 def _classifiers(place: _Place) -> list[Finding]:
-    """Compares the report of classifiers with one that is made anew, and its figures with every result.json."""
+    """Compares the report of classifiers with a recomputed one, and its figures with every result.json."""
     folder = place.folder / "report"
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / "experiment"
@@ -133,7 +133,7 @@ def _read_figures(path: Path) -> dict[str, Any]:
 
 
 def _result(run: RunFolder, kept: AnnotationIndex | None, place: _Place) -> list[Finding]:
-    """Compares result.json with detections.json, and the labels with those that were tested."""
+    """Compares result.json with detections.json, and the labels with those of the test."""
     index, records = read_found(run.folder, kept, lambda _: None)
     printed = _read_figures(run.folder / "result.json")
     known = figures(evaluate(records, index.class_names, voc_metric(run.folder), labels=label_classes(index)))
@@ -146,7 +146,7 @@ def _result(run: RunFolder, kept: AnnotationIndex | None, place: _Place) -> list
 
 
 def _pages(place: _Place, numbers: dict[str, Any]) -> list[Finding]:
-    """Compares report.md and, where there is one, report.html with ``numbers``; pictures of images are left out."""
+    """Compares report.md and, if it exists, report.html with ``numbers``; ignores pictures of images."""
     with undrawn():
         page, folder = report_page(numbers, []), place.folder / "report"
     printed = (folder / "report.md").read_text(encoding="utf-8").splitlines()
@@ -165,7 +165,7 @@ def _pages(place: _Place, numbers: dict[str, Any]) -> list[Finding]:
 
 
 def _differences(printed: Any, known: Any, key: str = "") -> Iterator[str]:
-    """Yields what of ``known`` stands otherwise in ``printed``; keys that only the latter has are left alone."""
+    """Yields the values of ``known`` that differ in ``printed``; ignores keys that only ``printed`` has."""
     if isinstance(known, Mapping) and isinstance(printed, Mapping):
         for name, value in known.items():
             yield from _differences(printed.get(name), value, f"{key}.{name}" if key else str(name))

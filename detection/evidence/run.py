@@ -1,7 +1,7 @@
-"""Runs every experiment of a list, in docs/experiments, and leaves records alone there.
+"""Runs every experiment of a list in docs/experiments, and keeps only records there.
 
-Weights, logs and TensorBoard's files of a run lie beside its record while its experiment goes on, where git ignores
-them, and are removed when the experiment is done.
+During an experiment, weights, logs and TensorBoard files of a run lie beside its record, ignored by git.  They are
+removed when the experiment is done.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ def run_evidence(
     retry_failed: bool = False,
     say: Callable[[str], None] = print,
 ) -> Verdict | None:
-    """Trains what is left of the experiments in the list ``name``, writes their reports and the figures of documents.
+    """Trains missing runs of the experiments in the list ``name``, writes their reports and the figures of documents.
 
-    The current folder is a checkout, and runs whose records are committed there are done. Ctrl-C saves; the next call
-    goes on. One core a run, unless OMP_NUM_THREADS says otherwise; data sets are looked for in RESDET_DATA_ROOT, so
-    that no record holds a path of a machine.
+    The current folder must be a checkout; runs with committed records are done. Ctrl-C saves; the next call continues.
+    A run uses one core unless OMP_NUM_THREADS is set. Data sets are read from RESDET_DATA_ROOT, so that records hold
+    no path of a machine.
 
     Args:
         name: config file.
-        only: name of the one experiment to run.
-        jobs: runs at once.
-        retry_failed: go on with failed runs too.
-        say: takes lines to show.
+        only: name of the only experiment to run.
+        jobs: runs in parallel.
+        retry_failed: also continue failed runs.
+        say: called with each line of progress.
 
     Returns:
-        What ``verify`` finds at the end; None where runs are left.
+        The verdict of ``verify`` at the end; None if runs are left.
 
     Raises:
         ValueError: a bad list or experiment, more hours than the budget, or data that are not on this machine.
-        StoppedError: Ctrl-C; the runs are saved.
+        StoppedError: Ctrl-C; checkpoints were saved.
     """
     evidence = load_evidence(name)
     planned = plan_evidence(evidence, Path())
@@ -81,7 +81,7 @@ def run_evidence(
 
 
 def prune(folder: Path) -> list[Path]:
-    """Removes all that is no record from the runs of the experiment in ``folder``; returns what went."""
+    """Removes everything but records from the runs of the experiment in ``folder``; returns the removed paths."""
     gone = list[Path]()
     for run in [*folder.glob("runs/*/*"), *folder.glob("grid/*/*")]:
         for path in run.iterdir():

@@ -1,7 +1,7 @@
-"""docs/evidence/DOCUMENT.jinja: the figures of a document as text with expressions over records.
+"""Renders docs/evidence/DOCUMENT.jinja: the figures of a document as text with expressions over records.
 
-A block of the template is the block of the document that has its name. Filters print a number as it stands on the page:
-``percent`` a fraction 0..1, ``fixed`` any number with so many digits, ``spread`` a mean and its deviation,
+A block of the template renders the block of the same name in the document. Filters format numbers: ``percent`` a
+fraction 0..1, ``fixed`` any number with so many digits, ``spread`` a mean and its deviation,
 ``interval`` and ``difference`` a value with its bounds in percent.
 """
 
@@ -29,7 +29,7 @@ TEMPLATES = "docs/evidence"
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The blocks of a document as records give them.
+    """The blocks of a document, rendered from records.
 
     Attributes:
         blocks: name -> lines.
@@ -44,7 +44,7 @@ def render(path: Path, records: Records) -> Rendered:
     """Returns the blocks of the template at ``path``.
 
     Raises:
-        ValueError: a broken template, or a record that lacks what it asks for; both are named.
+        ValueError: a broken template, or a record that lacks a value; the message names both.
     """
     printed = Counter[str]()
 
@@ -97,7 +97,7 @@ FILTERS: dict[str, Callable[..., str]] = {
 
 
 def _plan(experiment: str, *, noise: tuple[float, float], images: int) -> str:
-    """Returns what resdet compare EXPERIMENT --plan prints with stated noise."""
+    """Returns the output of resdet compare EXPERIMENT --plan with stated noise."""
     return plan_claims(find_config(experiment), stated=noise, images=images)
 
 

@@ -1,15 +1,15 @@
-"""Figures that stand outside blocks, and docs/evidence/unbound.yaml, which says of each where it comes from.
+"""Finds figures outside blocks, and compares them with docs/evidence/unbound.yaml, which names the source of each.
 
-Looked at are tables with a cell that begins with a number or has one with decimals, the first column and code left
-out, and sentences with a figure of quality: AP, accuracy, percent, mean and deviation.  An entry names a table by its
-heading, or quotes the figures of a sentence:
+Checks tables with a cell that begins with a number or has one with decimals (without the first column and code), and
+sentences with a figure of quality: AP, accuracy, percent, mean and deviation.  An entry names a table by its heading,
+or quotes the figures of a sentence:
 
 - {file: README.md, table: Results, number: 2, kind: paper, why: "He et al. 2015, table 7", digest: "0123456789ab"}
 - {file: README.md, text: "AP50 89.5", kind: not kept, why: "make demo prints it again"}
 
 Kinds: ``paper``, published by others; ``not kept``, measured here and no record was kept; ``tool``, written by a tool
 that a test repeats; ``definition``, settings, sizes and counts that are not measured.  A table of the first three kinds
-is held to its digest, so that a figure altered by hand is found.
+must match its digest, so that a figure altered by hand is found.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Entry:
         file: document, relative to the checkout.
         table: the heading above the table; empty: ``text``.
         number: which table under that heading, from 1.
-        text: figures as they stand in a sentence; empty: ``table``.
+        text: figures, quoted from a sentence; empty: ``table``.
         kind: see above.
         why: source, or why there is no record.
         digest: of a table, by ``table_digest``.
@@ -76,8 +76,8 @@ class Loose:
     Attributes:
         line: its first, from 1.
         heading: above it.
-        number: of the table under the heading.
-        lines: as they stand.
+        number: number of the table under the heading.
+        lines: its lines in the document.
     """
 
     line: int
@@ -92,10 +92,10 @@ class Loose:
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """Returns the entries of unbound.yaml; none where there is no file.
+    """Returns the entries of unbound.yaml; empty without the file.
 
     Raises:
-        ValueError: a key or value that no entry has.
+        ValueError: an unknown key or value.
     """
     if not path.is_file():
         return []
@@ -107,7 +107,7 @@ def read_entries(path: Path) -> list[Entry]:
 
 
 def table_digest(loose: Loose) -> str:
-    """Returns the digest of a table, whatever the spaces in it."""
+    """Returns the digest of a table, independent of spaces."""
     return digest(" ".join(loose.text.split()))[:DIGEST_DIGITS]
 
 

@@ -27,13 +27,13 @@ REPAIR = "resdet verify --write writes the block again"
 
 @dataclass
 class Verdict:
-    """The scope of a check, and the figures that don't follow.
+    """The scope of a check, and the figures that do not follow from records.
 
     Attributes:
-        findings: what is wrong; empty: every figure follows.
+        findings: figures that do not follow; empty if all do.
         figures: values in blocks.
-        blocks: of all documents.
-        records: that the blocks are made of.
+        blocks: blocks of all documents.
+        records: records that the blocks use.
         unbound: kind -> tables and sentences whose figures have no record.
         reports: experiment -> how its report was checked.
         without_manifest: runs of docs/runs that are older than manifest.json.
@@ -48,7 +48,7 @@ class Verdict:
     without_manifest: int = 0
 
     def lines(self) -> list[str]:
-        """Returns what to print: findings last."""
+        """Returns the lines to print, findings last."""
         kinds = ", ".join(f"{self.unbound[kind]} {kind}" for kind in KINDS)
         return [
             f"{self.figures} figures in {self.blocks} blocks, from {len(self.records)} records; runs of docs/runs "
@@ -63,10 +63,10 @@ def verify(root: Path, *, write: bool = False, full: bool = False, say: Callable
     """Checks every figure of the checkout ``root``.
 
     Args:
-        root: holds README.md and docs/.
-        write: writes the blocks that differ anew; digests and reports are left alone.
-        full: recomputes results and reports from detections too, where the labels of the test images are known.
-        say: takes lines to show.
+        root: folder of README.md and docs/.
+        write: rewrite blocks that differ, but no digests and reports.
+        full: also recompute results and reports from detections, if the labels of the test images are known.
+        say: called with each line of progress.
 
     Raises:
         ValueError: no checkout, or broken marks, templates or records.
@@ -116,7 +116,7 @@ def _document(root: Path, template: Path) -> Path:
 
 
 def _check_blocks(name: str, blocks: Sequence[Block], expected: Mapping[str, Sequence[str]]) -> list[Finding]:
-    """Returns the lines of ``blocks`` that records do not give, and blocks of one side alone."""
+    """Returns the lines of ``blocks`` that differ from records, and blocks that only document or template has."""
     found = list[Finding]()
     for block in blocks:
         if block.name not in expected:
@@ -133,7 +133,7 @@ def _check_blocks(name: str, blocks: Sequence[Block], expected: Mapping[str, Seq
 
 
 def _check_loose(name: str, loose: Loose, entries: Sequence[Entry], used: set[Entry]) -> list[Finding]:
-    """Returns what is wrong with figures outside blocks; adds the entries that speak of them to ``used``."""
+    """Returns the findings on figures outside blocks; adds the entries that match them to ``used``."""
     own = [entry for entry in entries if entry.file == name]
     if not loose.number:
         text = loose.text

@@ -1,11 +1,11 @@
-"""An experiment from its file to its results: what is run, in which order, and what lies where.
+"""Runs an experiment from its file to its results: order of the runs, and layout of the files.
 
 OUTPUT/experiment.json     the proof of fairness: see proof.py
 OUTPUT/runs/VARIANT/SEED/  a run: see runs.py
 OUTPUT/costs/VARIANT.json  see costs.py
-OUTPUT/plan.json           equal_time: seconds of a step and steps of every variant, measured once
-OUTPUT/layout.json         of all runs, where solver.layout is auto
-OUTPUT/grid/, grid.json    learning_rate_grid: the runs of the search, and what they chose
+OUTPUT/plan.json           equal_time: seconds per iteration and iterations of every variant, measured once
+OUTPUT/layout.json         memory layout of all runs, if solver.layout is auto
+OUTPUT/grid/, grid.json    learning_rate_grid: the runs of the search, and the chosen rates
 OUTPUT/leakage.json        see leakage.py
 """
 
@@ -54,20 +54,20 @@ __all__ = ["Comparison", "cost_weights", "measure_variant"]
 
 ENDED = ("done", "failed")
 ConfigT = TypeVar("ConfigT", bound=ProgramConfig)
-STEADY = 0.1  # spread of repeated timings that is not worth a warning
+STEADY = 0.1  # spread of repeated timings up to which there is no warning
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison(Generic[ConfigT]):
-    """An experiment and where and how it is run.
+    """An experiment, and how and where it runs.
 
     Attributes:
-        experiment: as read.
-        kind: of its networks.
+        experiment: the experiment, as read from its file.
+        kind: kind of its networks.
         output: directory of all its files.
-        programs: how trainings are started.
-        placement: how many at once, and where.
-        say: takes lines to show.
+        programs: command lines that start trainings.
+        placement: number of runs in parallel, and their GPUs.
+        say: called with each line of progress.
     """
 
     experiment: Experiment
@@ -78,10 +78,10 @@ class Comparison(Generic[ConfigT]):
     say: Callable[[str], None] = SCREEN.print
 
     def run(self, *, retry_failed: bool = False) -> bool:
-        """Trains, tests and measures what is left to do; whether all of it is done now.
+        """Trains, tests and measures what is left; returns whether everything is done.
 
         Raises:
-            ValueError: an unfair experiment, test images that training sees, bad data or config, or a run that began
+            ValueError: an unfair experiment, test images in the training set, bad data or config, or a run started
                 with another config. Nothing has been trained then.
         """
         configs = self._timed(write=True, near=True)
@@ -99,10 +99,10 @@ class Comparison(Generic[ConfigT]):
         return not left and not unmeasured and len(configs) == len(self.experiment.arms)
 
     def run_one(self, index: int, *, retry_failed: bool = False) -> bool:
-        """Returns run number ``index`` of ``plan``, on one of several machines; whether it is done now.
+        """Trains and tests run ``index`` of ``plan``, on one of several machines; returns whether it is done now.
 
         Raises:
-            ValueError: as ``run``; no such run; or the runs or times that it rests on are missing.
+            ValueError: as ``run``; no such run; or missing runs or times that it depends on.
         """
         configs = self._timed(write=False)
         searched, runs = self.grid_runs(configs), self._numbered(configs)
@@ -112,7 +112,7 @@ class Comparison(Generic[ConfigT]):
         if searched and chosen not in searched:
             missing = [n for n, run in enumerate(runs) if run in searched and not _has_ended(run)]
             if missing:
-                raise ValueError(f"--index {index} needs the rates that the search finds; not done yet: runs {missing}")
+                raise ValueError(f"--index {index} needs the rates of the search, whose runs {missing} are not done")
             found = self._with_rates(configs)
             if chosen.variant not in found:
                 return False
@@ -123,9 +123,9 @@ class Comparison(Generic[ConfigT]):
         return not self._execute([chosen], retry_failed)
 
     def plan(self) -> str:
-        """Returns the runs with their numbers, states, steps and estimated hours of training, from a few timed steps.
+        """Returns the runs with numbers, states, iterations and estimated hours, from a few timed iterations.
 
-        Under equal_time it also fixes the number of steps of each variant.
+        Under equal_time it also fixes the number of iterations of each variant.
 
         Raises:
             ValueError: as ``run``, or a training that does not start.
@@ -146,12 +146,12 @@ class Comparison(Generic[ConfigT]):
         return f"{table}\n{total:.1f} hours of training left, {total / jobs:.1f} with {jobs} at once; tests not counted"
 
     def check(self, *, near: bool = False) -> dict[str, ConfigT]:
-        """Returns variant -> config where these differ in allowed keys alone, and training sees no test image.
+        """Returns variant -> config; checks that they differ only in allowed keys and train on no test image.
 
-        ``near`` also looks for test images that are nearly those of training, which decodes all.
+        ``near`` also looks for near copies of test images, which decodes all images.
 
         Raises:
-            ValueError: an unfair experiment, or copies that it doesn't allow.
+            ValueError: an unfair experiment, or copies that it does not allow.
         """
         configs = resolve_variants(self.experiment, self.kind.schema)
         check_fair(self.experiment, configs)
@@ -170,7 +170,7 @@ class Comparison(Generic[ConfigT]):
         """Returns the runs that search the learning rate of each variant; none under other protocols.
 
         Raises:
-            ValueError: the images that the rate is chosen on are also tested or trained on.
+            ValueError: the images that choose the rate are also tested or trained on.
         """
         protocol = self.experiment.protocol
         runs = self._runs_at(configs, protocol.factors)
@@ -197,32 +197,32 @@ class Comparison(Generic[ConfigT]):
         return runs
 
     def _numbered(self, configs: Mapping[str, ConfigT]) -> list[Run]:
-        """Returns all runs in the order of their numbers; those by which a grid grows come last, and shift no other."""
+        """Returns all runs by their numbers; runs of a grown grid come last, so that numbers stay the same."""
         searched, declared = self.grid_runs(configs), len(self.experiment.protocol.factors) * len(configs)
         return [*searched[:declared], *self.seed_runs(configs), *searched[declared:]]
 
     def _search(self, configs: Mapping[str, ConfigT], retry_failed: bool) -> bool:
-        """Returns whether the search of the learning rates is over; a grid that has grown is searched on."""
+        """Searches the learning rates, also on a grown grid; returns whether the search is over."""
         searched = list[Run]()
         while len(runs := self.grid_runs(configs)) > len(searched):
             if searched:
                 more = ", ".join(map(str, runs[len(searched) :]))
-                self.say(f"the best learning rate lies at an edge of the grid: {more} are tried too")
+                self.say(f"the best learning rate lies at an edge of the grid; also trying {more}")
             searched = runs
             self._execute(searched, retry_failed)
-            left = [run for run in searched if not _has_ended(run)]  # a rate may well be too high
+            left = [run for run in searched if not _has_ended(run)]  # a rate may be too high
             if left:
-                self.say(f"no learning rate is chosen before these have ended: {', '.join(map(str, left))}")
+                self.say(f"learning rates are chosen after these runs: {', '.join(map(str, left))}")
                 return False
         return True
 
     def _metric(self, configs: Mapping[str, ConfigT]) -> str:
-        """Returns the figure by which rates are chosen."""
+        """Returns the figure that chooses the learning rate."""
         config = next(iter(configs.values()))
         return config.solver.best_metric or self.kind.metric(config)
 
     def _check_budget(self, configs: Mapping[str, ConfigT]) -> None:
-        """Says which runs took notably longer than equal_time allows."""
+        """Reports runs that took notably longer than equal_time allows."""
         minutes = self.experiment.protocol.minutes
         if minutes is None:
             return
@@ -237,7 +237,7 @@ class Comparison(Generic[ConfigT]):
             check_apart((key, "protocol.validation"), self.kind.read(compared, specs, key, self.say), chosen)
 
     def _timed(self, *, write: bool, near: bool = False) -> dict[str, ConfigT]:
-        """Returns variant -> config with the steps that equal_time gives it; unknown times are measured."""
+        """Returns variant -> config with its iterations under equal_time; measures unknown times."""
         configs = self._laid_out(self.check(near=near), timed=write)
         minutes, path = self.experiment.protocol.minutes, self.output / "plan.json"
         if minutes is None:
@@ -259,9 +259,9 @@ class Comparison(Generic[ConfigT]):
         return {v: replace(config, solver=scale_solver(config.solver, steps[v])) for v, config in configs.items()}
 
     def _laid_out(self, configs: Mapping[str, ConfigT], *, timed: bool) -> dict[str, ConfigT]:
-        """Puts the one layout of the experiment in place of auto: chosen once, for all runs and machines.
+        """Replaces the layout auto by one layout, chosen once for all runs and machines.
 
-        Runs of an experiment without it, of earlier versions or ``timed`` by none, are channels last.
+        Without a layout so far, experiments of earlier versions and calls without ``timed`` use channels last.
         """
         path, first = self.output / "layout.json", next(iter(configs.values()))
         if first.solver.layout != "auto":
@@ -285,7 +285,7 @@ class Comparison(Generic[ConfigT]):
         return time
 
     def _with_rates(self, configs: Mapping[str, ConfigT]) -> dict[str, ConfigT]:
-        """Returns ``configs`` at the learning rates of the search; left out are those whose runs failed."""
+        """Returns ``configs`` with the learning rates of the search, without those whose runs failed."""
         grid = choose_rates(self.grid_runs(configs), self._metric(configs))
         write_json(self.output / "grid.json", {**grid, "validation": list(self.experiment.protocol.validation)})
         found = {}
@@ -311,7 +311,7 @@ class Comparison(Generic[ConfigT]):
         )
 
     def _write_proof(self, configs: Mapping[str, ConfigT]) -> None:
-        """Writes experiment.json; runs that were made by other code are flagged in it."""
+        """Writes experiment.json, which flags runs made by another version of the code."""
         seed = self.experiment.seeds[0]
         proof = describe(
             self.experiment, {v: replace(c, seed=seed) for v, c in configs.items()}, self.kind, say=self.say
@@ -328,7 +328,7 @@ class Comparison(Generic[ConfigT]):
         write_json(self.output / "experiment.json", proof)
 
     def _measure(self, variant: str) -> bool:
-        """Returns whether the costs of ``variant`` are there, measured by a child process if need be."""
+        """Measures the costs of ``variant`` in a child process unless they exist; returns whether they exist now."""
         path, weights = self.output / "costs" / f"{variant}.json", cost_weights(self.output, variant)
         if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["weights"] == (weights and str(weights)):
             return True
@@ -342,7 +342,7 @@ class Comparison(Generic[ConfigT]):
 
 
 def measure_variant(experiment: Experiment, kind: Kind[Any], output: Path, variant: str) -> None:
-    """Writes the costs of ``variant``, with the weights of a finished run of it if there is one.
+    """Measures and writes the costs of ``variant``, with the weights of a finished run if there is one.
 
     Raises:
         ValueError: no such variant, bad data or config.
@@ -357,7 +357,7 @@ def measure_variant(experiment: Experiment, kind: Kind[Any], output: Path, varia
 
 
 def cost_weights(output: Path, variant: str) -> Path | None:
-    """Returns the run whose weights the costs of ``variant`` are measured with; None where none is done."""
+    """Returns the run whose weights are used to measure ``variant``; None if none is done."""
     done = (folder for folder in sorted((output / "runs" / variant).glob("*")) if is_done(folder))
     return next(done, None)
 
@@ -367,5 +367,5 @@ def _has_ended(run: Run) -> bool:
 
 
 def _last(config: ConfigT) -> ConfigT:
-    """Returns ``config`` whose last weights are tested: an arm must not gain from a choice among its checkpoints."""
+    """Returns ``config`` set to test the last weights, so that no arm gains from choosing among checkpoints."""
     return replace(config, solver=replace(config.solver, best_metric=None))

@@ -1,6 +1,6 @@
-"""Costs of a detector: parameters, multiply-adds, latency and memory, on the same images for all.
+"""Measures the costs of a detector on fixed images: parameters, multiply-adds, latency and memory.
 
-Run it in a process of its own: the peak memory is that of the process.
+Run it in a separate process: the peak memory is that of the process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from detection.model.architecture import Architecture, RegionVerbs
 from detection.padded import Regions
 from detection.structures import ImageBatch
 
-with warnings.catch_warnings():  # fvcore.nn calls torch.jit.script when it is imported
+with warnings.catch_warnings():  # fvcore.nn calls torch.jit.script on import
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     from fvcore.nn import FlopCountAnalysis
 
@@ -37,10 +37,10 @@ def measure_costs(
     """Measures the detector that ``config`` describes on the first ``images`` of ``config.data.test``.
 
     Args:
-        config: of the run.
-        checkpoint: trained weights, since the number of detections decides what their selection costs; None: random.
-        images: how many are timed, one at a time.
-        warmup: how many of them are run before, untimed.
+        config: config of the run.
+        checkpoint: trained weights, as the number of detections affects latency; None: random weights.
+        images: number of timed images, one at a time.
+        warmup: number of these images that are first run untimed.
 
     Returns:
         parameters, trainable_parameters and head_parameters; gflops with flops_note; latency_ms with p50, p95, images
@@ -89,8 +89,8 @@ def measure_costs(
 def count_gflops(detector: nn.Module, size: tuple[int, int], *, proposals: int) -> float:
     """Returns billions of multiply-adds for one image of ``size`` (height, width) with a fixed number of ``proposals``.
 
-    Counted are convolutions, matrix products and normalisation layers, as fvcore's FlopCountAnalysis knows them: one
-    multiply-add is one operation, as in the tables of the papers.
+    Counts convolutions, matrix products and normalisation layers by fvcore's FlopCountAnalysis.  A multiply-add is one
+    operation, as in the tables of the papers.
     """
     pixels = torch.zeros(1, 3, *size, dtype=torch.uint8)
     analysis = FlopCountAnalysis(_FixedProposals(detector.eval(), proposals), (pixels,))
@@ -99,21 +99,21 @@ def count_gflops(detector: nn.Module, size: tuple[int, int], *, proposals: int) 
 
 
 class _FixedProposals(nn.Module):
-    """A test whose box stage gets the same number of regions, whatever the RPN finds."""
+    """A test whose box stage gets a fixed number of regions, whatever the RPN proposes."""
 
     def __init__(self, detector: nn.Module, count: int) -> None:
         super().__init__()
         self.detector, self.count = detector, count
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Returns all that a test computes: layers that lead to no output would not be counted."""
+        """Returns all outputs of a test, as layers that lead to no output would not be counted."""
         height, width = pixels.shape[-2:]
         images = ImageBatch(pixels, torch.tensor([[height, width]]))
         if not isinstance(self.detector, RegionVerbs):
             return tuple(part for found in self.detector(images) for part in (found.scores, found.boxes))
         features = self.detector.features(images)
         found = self.detector.propose(features, images)
-        # Sides from a tenth of the image to all of it, so that a pyramid deals them to all of its levels.
+        # Sides from a tenth of the image to the whole image, so that all levels of a feature pyramid get some.
         shares = torch.linspace(0.1, 1.0, self.count)[:, None]
         boxes = (shares * torch.tensor([0.0, 0.0, float(width), float(height)]))[None]
         regions = Regions(boxes=boxes, valid=torch.ones_like(boxes[..., 0], dtype=torch.bool), scores=shares.T)

@@ -1,4 +1,4 @@
-"""Detectors as an experiment compares them."""
+"""The kind of network ``detector`` of an experiment."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A comparison of backbones as a file: a base config, variants of it, seeds, and what alone may differ.
+"""Experiment files: a base config, variants, seeds, and the keys in which variants may differ.
 
-The proof of fairness is made of resolved configs: whatever two variants do not share must be on the allowed list.  With
-several heads every variant runs under each, and the list holds within each head.
+Fairness is checked on resolved configs: every key in which two variants differ must be on the allowed list.  With
+several heads every variant runs under each head, and the list applies within each head.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = [
 
 ConfigT = TypeVar("ConfigT", bound=ProgramConfig)
 
-# What a protocol itself makes different; nothing else may change these keys under it.
+# Keys that a protocol itself changes; nothing else may change them.
 PROTOCOL_KEYS: dict[str, tuple[str, ...]] = {
     "equal_steps": (),
     "equal_time": ("solver.iterations", "solver.steps", "solver.warmup_iterations"),
     "learning_rate_grid": ("solver.base_lr",),
 }
 
-# The experiment decides these, or no comparison is left.
+# Keys that only the experiment may set.
 NEVER_ALLOWED = {
     "seed": "`seeds` sets it for every variant alike",
     "output_dir": "--output-dir sets it",
@@ -53,13 +53,13 @@ class Protocol:
     """The quantity that is equal between variants.
 
     Attributes:
-        name: "equal_steps", the same schedule; "equal_time", as many steps as fit into ``minutes`` of training, the
+        name: "equal_steps", the same schedule; "equal_time", as many iterations as fit into ``minutes``, with the
             schedule scaled with them; "learning_rate_grid", the same schedule at each variant's own best rate out of
             the same list, searched with the same number of runs.
-        minutes: equal_time only: of training per run.
-        factors: learning_rate_grid only: of solver.base_lr.
+        minutes: equal_time only: minutes of training per run.
+        factors: learning_rate_grid only: factors of solver.base_lr.
         train: learning_rate_grid only: training set of the search; empty: data.train.
-        validation: learning_rate_grid only: where the best rate is chosen; must share no image with data.test.
+        validation: learning_rate_grid only: data set that chooses the rate; must share no image with data.test.
         extend: learning_rate_grid only: how many times the grid grows, for all variants alike, beyond an edge at which
             the best rate of one of them lies.
     """
@@ -99,17 +99,17 @@ class Experiment:
 
     Attributes:
         base: config file, relative to the experiment file.
-        variants: name -> what it changes: a mapping like a config's, or a list of key=value.
-        heads: name -> what it changes of the base, for all variants; the arms are then HEAD.VARIANT.
-        seeds: every variant runs once with each.
-        name: by default the file's.
+        variants: name -> its changes: a mapping as in a config, or a list of key=value.
+        heads: name -> its changes of the base, for all variants; the arms are then HEAD.VARIANT.
+        seeds: every variant runs once with each seed.
+        name: name of the experiment; default: that of the file.
         overrides: key=value changes of the base, for all variants.
         allowed: config keys in which variants may differ; a section's name stands for all keys below it.
         protocol: what is equal between variants.
-        pool_seeds: claims of methods take one seed deviation for all variants; the report tests whether it is one.
+        pool_seeds: use one seed deviation for all variants in claims about methods; the report tests this assumption.
         detections: name -> files of detections of any program on data.test, in COCO's results format and relative to
             the experiment file: an arm that is compared and not trained; several files are its seeds.
-        allow_leakage: compare although images of the test set are copies of images of training; the report warns.
+        allow_leakage: compare even if test images are copies of training images; the report warns.
     """
 
     base: str
@@ -182,7 +182,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     """Returns the experiment in the YAML file at ``path``; ``overrides`` (key=value) follow those of the file.
 
     Raises:
-        ValueError: no such file, or a key or value that no experiment has; the file is named.
+        ValueError: no such file, or an unknown key or value; the message names the file.
     """
     path = Path(path)
     try:
@@ -212,7 +212,7 @@ def resolve_base(experiment: Experiment, schema: type[ConfigT]) -> ConfigT:
     """Returns the config that all variants start from, of ``schema``.
 
     Raises:
-        ValueError: no such config, or an override that it can't take.
+        ValueError: no such config, or an invalid override.
     """
     return load_config(schema, experiment.base, experiment.overrides)
 
@@ -221,7 +221,7 @@ def resolve_variants(experiment: Experiment, schema: type[ConfigT]) -> dict[str,
     """Returns the whole config of every variant (under each head, where there are heads), at the base's seed.
 
     Raises:
-        ValueError: a key or value that no config of ``schema`` has (the variant is named), or no data to test on.
+        ValueError: an unknown key or value (the message names the variant), or no data to test on.
     """
     _check_allowed(experiment, schema)
     configs = dict[str, ConfigT]()
@@ -244,10 +244,10 @@ def resolve_variants(experiment: Experiment, schema: type[ConfigT]) -> dict[str,
 def check_fair(experiment: Experiment, configs: Mapping[str, ProgramConfig]) -> tuple[KeyDifference, ...]:
     """Returns the differences between ``configs``, all allowed by the experiment; heads are compared one by one.
 
-    Heads may differ in all but what the experiment decides.
+    Heads may differ in all keys but those that only the experiment may set.
 
     Raises:
-        ValueError: a key differs that is not on the allowed list; with the values of all variants.
+        ValueError: a key outside the allowed list differs; the message has the values of all variants.
     """
     found = differences(configs)
     groups = [[*arms.values()] for arms in experiment.arms_by_head.values()] or [[*configs]]
@@ -294,7 +294,7 @@ def _check_allowed(experiment: Experiment, schema: type[ProgramConfig]) -> None:
 
 
 def _as_overrides(changes: Any) -> list[str]:
-    """Returns the key=value overrides that ``changes``, a mapping or a list of such, stands for."""
+    """Returns ``changes``, a mapping or a list, as key=value overrides."""
     if isinstance(changes, Mapping):
         return [f"{key}={json.dumps(value)}" for key, value in leaves(changes)]
     if isinstance(changes, list):

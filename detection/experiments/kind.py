@@ -1,6 +1,6 @@
 """The interface to the compared networks, so that detectors and classifiers share one runner.
 
-Detectors are in detectors.py; classifiers belong to a room of their own, and detection/report/classifiers.py has them.
+Detectors are in detectors.py, classifiers in detection/report/classifiers.py.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Kind(Generic[ConfigT]):
     """One kind of networks.
 
     Attributes:
-        schema: of the base and its variants.
-        command: of resdet, which trains one and tests it.
+        schema: config class of the base and its variants.
+        command: command of resdet that trains and tests a network.
         metric: figure of result.json by which a config's learning rates are chosen where solver.best_metric names none.
         read: images of a config from "card:split" names; takes the key that messages name, and takes lines to show.
-        facts: what a reader must know of a config's network for so many classes, by name; made without weights.
-        hash_weights: SHA-256 of what a run of a config starts from, for so many classes.
-        measure_costs: content of costs/VARIANT.json, with trained weights if there are some.
+        facts: facts about the network of a config for so many classes, by name; needs no weights.
+        hash_weights: SHA-256 of the initial weights of a run of a config, for so many classes.
+        measure_costs: content of costs/VARIANT.json, with trained weights if there are any.
     """
 
     schema: type[ConfigT]

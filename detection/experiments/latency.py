@@ -1,4 +1,4 @@
-"""Latency of an experiment's variants on the machine that counts, measured as often and on as many machines as wanted.
+"""Measures the latency of an experiment's variants on this machine, as one of any number of machines.
 
 OUTPUT/latency/PLACE.json    p50 and p95 of every variant; the report has a column for each such file.
 
@@ -31,7 +31,7 @@ from detection.export.runtime import open_exported
 
 __all__ = ["Place", "measure_latencies"]
 
-IMAGES, WARMUP = 50, 3  # timed batches at most, and untimed ones before
+IMAGES, WARMUP = 50, 3  # at most so many timed batches, and untimed ones before them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +40,9 @@ class Place:
 
     Attributes:
         device: "cpu" or "cuda".
-        threads: of the CPU; None: torch's choice.
-        precision: of convolutions and matrix products.
-        batch: images at once.
+        threads: CPU threads; None: those of PyTorch.
+        precision: precision of convolutions and matrix products.
+        batch: images per forward pass.
         exported: name of the export in each run that is timed, such as "onnx"; None: PyTorch.
     """
 
@@ -66,8 +66,8 @@ def measure_latencies(
 ) -> Path:
     """Times every variant on the first test images and writes the file of this place; returns its path.
 
-    The weights are those of a finished run; without one they are random, which the file says, because the number of
-    detections decides what their selection costs.
+    Uses the weights of a finished run, as the number of detections affects latency.  Without one, weights are random,
+    and the file says so.
 
     Raises:
         ValueError: bad data or config, or weights that do not fit.
@@ -91,7 +91,7 @@ def measure_latencies(
 
 
 def _time(config: DetectionConfig, weights: Path | None, place: Place) -> dict[str, Any]:
-    """Returns milliseconds per image, how many were timed, and the run that the weights are of."""
+    """Returns milliseconds per image, the number of timed images, and the run of the weights."""
     device = torch.device(place.device)
     index = load_index(
         config.data, config.data.test, key="data.test", say=print, limit=config.data.limit, **data_parts(config)
@@ -117,7 +117,7 @@ def _tester(config: DetectionConfig, weights: Path | None, place: Place, class_n
     checkpoint = None if weights is None else read_checkpoint(weights)
     if place.exported is not None:
         if weights is None or checkpoint is None:
-            raise ValueError(f"--exported {place.exported}: no run is finished, so that none is exported")
+            raise ValueError(f"--exported {place.exported}: no run is finished, so there is no export to time")
         exported = open_exported(weights / "export" / place.exported, threads=place.threads)
         exported.check_run(checkpoint)
         return exported

@@ -1,10 +1,10 @@
-"""Images of the test set of an experiment that training, or the search of its learning rates, sees too.
+"""Finds test images of an experiment that are also used in training or in the search of learning rates.
 
-OUTPUT/leakage.json  what was found; while no file has another name, size or time, none is read again
+OUTPUT/leakage.json  the findings, reused until the name, size or time of a file changes
 
-Exact copies are refused: a network that was trained on them has seen their labels.  Near copies, such as frames of one
-scene, are told in the report.  Copies take the size of every file, and the content of those of one size.  Near copies
-take every image decoded small, once.  docs/compare.md has the times.
+Exact copies are an error: a network trained on them has seen their labels.  Near copies, such as frames of one scene,
+are listed in the report.  The search for copies reads the size of every file, and the content of files of equal size.
+The search for near copies decodes every image once, at a small size.  docs/compare.md has the times.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = ["check_leakage"]
 
 FILE = "leakage.json"
 MOST_EXAMPLES = 5
-THREADS = 16  # that ask for the sizes of files, which may lie in a network
+THREADS = 16  # threads that read file sizes, possibly over a network
 
 ConfigT = TypeVar("ConfigT", bound=ProgramConfig)
 Pairs = Sequence[tuple[str, str]]
-Sizes = Mapping[str, tuple[int, int]]  # path -> bytes, time of change
+Sizes = Mapping[str, tuple[int, int]]  # path -> bytes, modification time
 
 
 def check_leakage(
@@ -42,18 +42,18 @@ def check_leakage(
     near: bool = False,
     say: Callable[[str], None],
 ) -> None:
-    """Looks for images of data.test among those of training, and writes leakage.json; says so if one can't be read.
+    """Searches the training images for images of data.test, and writes leakage.json; reports unreadable images.
 
     Args:
-        experiment: says whether copies are allowed.
+        experiment: the experiment, which may allow copies.
         configs: variant -> its config.
         kind: reads the images.
         output: folder of the experiment.
         near: also look for near copies, which decodes all images.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
-        ValueError: copies that the experiment doesn't allow.
+        ValueError: copies that the experiment does not allow.
     """
     protocol, first = experiment.protocol, next(iter(configs.values()))
     seen = dict.fromkeys(spec for config in configs.values() for spec in config.data.train)
@@ -80,7 +80,7 @@ def check_leakage(
 
 
 def _before(path: Path, stamp: str) -> dict[str, Any] | None:
-    """Returns what was found of the same files before, if it was."""
+    """Returns the earlier findings on the same files; None if there are none."""
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found if found.get("stamp") == stamp else None
 
@@ -109,7 +109,7 @@ def _refusal(copies: dict[str, Any], test: Sequence[str], seen: Sequence[str], i
 
 
 def _near_copies(test: Sequence[str], train: Sequence[str], *, say: Callable[[str], None]) -> Pairs:
-    """Returns each of ``test`` that looks like one of ``train``, with the first such."""
+    """Returns each of ``test`` that looks like one of ``train``, with the first match."""
     shared = {*test} & {*train}
     own = [path for path in test if path not in shared]
     say(f"looking at {len(own) + len(train):,} images for near copies between training and test")

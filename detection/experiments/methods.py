@@ -1,4 +1,4 @@
-"""A table of test settings, one on top of the other, over the same checkpoints: Table 9 of "Deep Residual Learning"."""
+"""Tests checkpoints with cumulative test settings: Table 9 of "Deep Residual Learning"."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MethodRow:
     """One row of the table.
 
     Attributes:
-        name: as printed.
+        name: name of the row, as printed.
         test: keys of the config's ``test`` section that this row and all below it change.
         needs: this row and all below it use the checkpoint trained with context, or the ensemble.
         paper: the paper's figures, as printed.
@@ -40,7 +40,7 @@ class MethodRow:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A row and its result; None where the checkpoints that it needs were not given."""
+    """A row and its result; None if checkpoints that it needs are missing."""
 
     row: MethodRow
     result: dict[str, Any] | None
@@ -66,7 +66,7 @@ def load_rows(path: str | Path) -> tuple[MethodRow, ...]:
     """Returns the rows in the YAML file at ``path``.
 
     Raises:
-        ValueError: no such file, or it describes no rows.
+        ValueError: no such file, or invalid rows.
     """
     try:
         content = parse_yaml(Path(path).read_text(encoding="utf-8"))
@@ -91,16 +91,16 @@ def run_methods(
     limit: int | None = None,
     resume: bool = False,
 ) -> list[Outcome]:
-    """Tests every row that the given checkpoints allow; the files of row i lie in ``output``/i.
+    """Tests every row that the given checkpoints allow; writes the files of row i to ``output``/i.
 
     Args:
-        config: of ``checkpoint``; its ``data`` and ``test`` sections hold for all rows.
+        config: config of ``checkpoint``; its ``data`` and ``test`` sections hold for all rows.
         rows: each adds its settings to those of the rows above.
-        checkpoint: of the rows above the first that needs context.
+        checkpoint: checkpoint for the rows before the first that needs context.
         output: directory for results.
-        context: a detector trained with context, built as its own config says.
+        context: a detector trained with context, built from its own config.
         ensemble: further detectors for the rows that need an ensemble.
-        limit: only the first images.
+        limit: number of images, the first ones; None: all.
         resume: keep the results in ``output`` of rows that were tested under the same config after these checkpoints
             were written.
 
@@ -124,7 +124,7 @@ def run_methods(
 
 
 def read_outcomes(rows: Sequence[MethodRow], output: Path) -> list[Outcome]:
-    """Returns the outcomes that ``run_methods`` left in ``output``."""
+    """Reads the outcomes that ``run_methods`` wrote to ``output``."""
     files = [output / str(number) / "result.json" for number in range(len(rows))]
     return [
         Outcome(row, json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None)
@@ -133,7 +133,7 @@ def read_outcomes(rows: Sequence[MethodRow], output: Path) -> list[Outcome]:
 
 
 def _kept(plan: _Plan, folder: Path) -> dict[str, Any] | None:
-    """Returns the result in ``folder`` of the same test of the same detectors; None: it is to be made."""
+    """Returns the result in ``folder`` if it is of the same test of the same detectors, else None."""
     config, result = folder / "config.yaml", folder / "result.json"
     if not config.is_file() or not result.is_file():  # the config is written last
         return None
@@ -152,7 +152,7 @@ def _plan(
     context: Checkpoint | None,
     ensemble: Sequence[Checkpoint],
 ) -> _Plan:
-    """Returns how the last of ``rows`` is tested, with all that the rows above it have set."""
+    """Returns the settings of the last of ``rows``, including those of all rows above it."""
     settings: dict[str, Any] = asdict(config.test)
     for row in rows:
         settings |= row.test

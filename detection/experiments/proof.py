@@ -1,4 +1,4 @@
-"""The evidence beside an experiment's results: differences, side effects, and what was equal."""
+"""Records what differs, what changes along, and what is equal between the variants of an experiment."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def describe(
     """Returns the content of experiment.json.
 
     Args:
-        experiment: as read.
+        experiment: the experiment, as read from its file.
         configs: variant -> its config as it is trained, at the first seed.
-        kind: of the networks.
+        kind: kind of the networks.
         say: takes a line for data sets with dropped objects.
 
     Raises:
@@ -81,7 +81,7 @@ def check_apart(names: tuple[str, str], first: AnnotationIndex, second: Annotati
 
 
 def also_changes(configs: Mapping[str, ConfigT], num_classes: int, kind: Kind[ConfigT]) -> list[dict[str, Any]]:
-    """Returns what differs between the networks of ``configs`` (variant -> config) beside the config keys.
+    """Returns the differences between the networks of ``configs`` (variant -> config) other than config keys.
 
     Raises:
         ValueError: a network that can't be built.

@@ -1,4 +1,4 @@
-"""Protocols of an experiment: timed steps, scaled schedules, chosen learning rates."""
+"""Protocols of an experiment: timed iterations, scaled schedules, chosen learning rates."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from detection.experiments.runs import Placement, Programs, Run, child_environme
 
 __all__ = ["StepTime", "choose_rates", "grow", "over_budget", "scale_solver", "time_step"]
 
-WARM_UP, TIMED_STEPS = 5, 15  # steps of a timed training: caches fill, the loader's workers start
-REPEATS = 3  # processes: a neighbour's load comes and goes
-BUDGET_SLACK = 0.1  # of the minutes, by which a run may take longer
+WARM_UP, TIMED_STEPS = 5, 15  # iterations of a timed training: caches fill, workers of the loader start
+REPEATS = 3  # processes, as the load by other programs varies
+BUDGET_SLACK = 0.1  # share of the minutes by which a run may take longer
 
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of a training step."""
+    """Seconds per training iteration."""
 
     seconds: float  # the median of the medians of several trainings
-    spread: float  # the largest less the smallest of these medians, as a share of ``seconds``
+    spread: float  # the largest minus the smallest of these medians, as a share of ``seconds``
 
 
 def scale_solver(solver: SolverConfig, iterations: int) -> SolverConfig:
-    """Returns ``solver`` with its milestones and warm-up at the same fractions of ``iterations`` steps."""
+    """Returns ``solver`` with ``iterations``, and with milestones and warm-up at the same fractions."""
     factor = iterations / solver.iterations
     return replace(
         solver,
@@ -45,8 +45,8 @@ def scale_solver(solver: SolverConfig, iterations: int) -> SolverConfig:
 def choose_rates(runs: Sequence[Run], key: str) -> dict[str, Any]:
     """Returns the content of grid.json: each variant's best learning rate by the figure ``key`` of result.json.
 
-    A run that failed has no figure; without any the variant has no rate.  "edge": the best is the least or the largest
-    of several rates that were tried, so that a better one may lie beyond.
+    A failed run has no figure, and a variant without figures has no rate.  "edge": the best rate is the smallest or
+    largest of several, so that a better one may lie beyond.
     """
     variants: dict[str, dict[str, Any]] = {}
     best: dict[str, float | None] = {}  # by variant
@@ -65,7 +65,7 @@ def choose_rates(runs: Sequence[Run], key: str) -> dict[str, Any]:
 
 
 def grow(factors: Sequence[float], variants: Mapping[str, Mapping[str, Any]]) -> tuple[float, ...]:
-    """Returns the factors beyond those edges of the grid at which the best rate of some of ``variants`` lies.
+    """Returns new factors beyond the edges of the grid at which the best rate of any of ``variants`` lies.
 
     All variants try them, so that the number of tries stays equal.  ``variants`` are those of ``choose_rates``.
     """
@@ -78,15 +78,15 @@ def grow(factors: Sequence[float], variants: Mapping[str, Mapping[str, Any]]) ->
 
 
 def over_budget(minutes: float, hours: Mapping[str, float]) -> dict[str, float]:
-    """Returns the minutes of those runs, of ``hours`` by name, that took notably longer than ``minutes``."""
+    """Returns the minutes of the runs in ``hours`` that took notably longer than ``minutes``, by name."""
     return {name: 60 * taken for name, taken in hours.items() if 60 * taken > (1 + BUDGET_SLACK) * minutes}
 
 
 def time_step(config: ProgramConfig, programs: Programs, placement: Placement) -> StepTime:
-    """Returns the time of a training step of ``config``, after warm-up, in several processes of its own.
+    """Measures the time of a training iteration of ``config``, after warm-up, in several separate processes.
 
     Raises:
-        ValueError: the training does not start; with its last words.
+        ValueError: the training does not start; the message has its last output.
     """
     medians = [_median_step(config, programs, placement) for _ in range(REPEATS)]
     seconds = statistics.median(medians)
@@ -94,7 +94,7 @@ def time_step(config: ProgramConfig, programs: Programs, placement: Placement) -
 
 
 def _median_step(config: ProgramConfig, programs: Programs, placement: Placement) -> float:
-    """Returns the seconds of a step in a training of a few."""
+    """Returns the median seconds per iteration of a short training."""
     steps = WARM_UP + TIMED_STEPS
     solver = replace(config.solver, iterations=steps, log_every=1, checkpoint_every=0, evaluate_every=0, base_lr=1e-9)
     short = replace(config, solver=solver, data=replace(config.data, test=()))

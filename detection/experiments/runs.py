@@ -1,9 +1,9 @@
-"""Runs trainings as child processes, so that a crash of one does not take the others, and keeps account of them.
+"""Runs trainings as child processes, so that one crash does not end the others, and records their state.
 
-RUN/              a run directory as any training's: see engine/trainer.py
+RUN/              a run directory: see engine/trainer.py
 RUN/status.json   state (running, done or failed), error, exit, hours of training, peak_memory_gib, code (its hash)
-RUN/log.txt       what the training said
-RUN/compare.lock  held while a process brings the run to its end
+RUN/log.txt       output of the training
+RUN/compare.lock  held while a process trains the run
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ __all__ = [
     "write_status",
 ]
 
-# Keys that change no number of a run beyond rounding, so that it may go on elsewhere with others.
+# Keys that change the numbers of a run at most by rounding, so that it may continue with other values.
 PLACE_KEYS = ("data.root", "data.workers", "device", "output_dir", "solver.layout")
 TAIL = 4096  # bytes, more than a line of metrics.jsonl
-LOOK_EVERY = 2.0  # seconds between looks at how far the trainings are
-GRACE = 60.0  # seconds that a training gets to save when it is told to stop
+LOOK_EVERY = 2.0  # seconds between checks of the progress of trainings
+GRACE = 60.0  # seconds that a stopped training gets to save
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Command lines to which options are appended: a training's, and the one that measures a variant."""
+    """Command lines to which options are appended: of a training, and of measuring a variant."""
 
     train: tuple[str, ...]
     costs: tuple[str, ...]
@@ -77,7 +77,7 @@ class Programs:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The number of runs at once, and the GPUs that they take turns on; none: torch chooses."""
+    """The number of runs in parallel, and the GPUs that they share; without GPUs PyTorch chooses."""
 
     jobs: int = 1
     gpus: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class _Child:
     run: Run
     process: subprocess.Popen[bytes]
     lock: IO[str]
-    log_start: int  # where this child's part of the log begins, bytes
+    log_start: int  # start of this child's part of the log, bytes
 
 
 def execute(
@@ -104,23 +104,23 @@ def execute(
     retry_failed: bool = False,
     say: Callable[[str], None] = SCREEN.print,
 ) -> list[Run]:
-    """Brings ``runs`` to their end: done ones are skipped, broken ones go on, a failed one leaves the others alone.
+    """Trains and tests ``runs``: skips finished runs, continues interrupted ones; a failure does not end the others.
 
-    Ctrl-C stops the children, which save first; the next call goes on.
+    Ctrl-C stops the children, which save first; the next call continues.
 
     Args:
-        runs: in the order in which they start.
-        programs: how a training is started.
-        placement: how many at once, and where.
+        runs: the runs, in the order in which they start.
+        programs: command lines that start trainings.
+        placement: number of runs in parallel, and their GPUs.
         code: hash of the code, for their status files.
-        retry_failed: also go on with runs that failed by an error of their own, such as a loss that is not finite.
-        say: takes lines to show.
+        retry_failed: also continue runs that failed by their own error, such as a loss that is not finite.
+        say: called with each line of progress.
 
     Returns:
-        Those that are not done.
+        The runs that are not done.
 
     Raises:
-        ValueError: a run began with another config.
+        ValueError: a run was started with another config.
     """
     check_resumable(runs)
     waiting = deque(run for run in runs if _is_wanted(run, retry_failed, say))
@@ -146,7 +146,7 @@ def execute(
 
 
 def check_resumable(runs: Sequence[Run]) -> None:
-    """Raises ValueError when a run in its folder began with another config than it has now."""
+    """Raises ValueError if a run in its folder was started with another config than it has now."""
     for run in runs:
         path = run.folder / "config.yaml"
         if not path.is_file():
@@ -169,7 +169,7 @@ def is_done(folder: Path) -> bool:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Returns the content of a run's status.json; empty if it has not begun."""
+    """Returns the content of status.json of a run; empty if the run has not begun."""
     path = folder / "status.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -191,7 +191,7 @@ def write_status(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes ``content`` to ``path``, whole or not at all, also when several machines do so at once."""
+    """Writes ``content`` to ``path`` atomically, also if several machines write at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f"{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}")
     write_text(own, json.dumps(content, indent=2) + "\n")
@@ -209,7 +209,7 @@ def child_environment(placement: Placement, slot: int = 0) -> dict[str, str]:
 
 
 def last_error(log: str, exit_code: int) -> str:
-    """Returns, in a line, why a program that logged ``log`` ended with ``exit_code``."""
+    """Returns a line with the reason why a program that logged ``log`` ended with ``exit_code``."""
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
         return f"ended by signal {-exit_code} ({name}): killed, perhaps because memory ran out"
@@ -220,7 +220,7 @@ def last_error(log: str, exit_code: int) -> str:
 
 
 def _is_wanted(run: Run, retry_failed: bool, say: Callable[[str], None]) -> bool:
-    """Returns whether a run is to be trained, or trained on; says so if it is not."""
+    """Returns whether a run is to be trained or continued; reports if it is not."""
     status = read_status(run.folder)
     if status.get("state") == "done":
         say(f"{run}: done before")
@@ -235,7 +235,7 @@ def _is_wanted(run: Run, retry_failed: bool, say: Callable[[str], None]) -> bool
 def _start(
     run: Run, programs: Programs, placement: Placement, slot: int, code: str, say: Callable[[str], None]
 ) -> _Child | None:
-    """Returns the run's process; None if another process trains it now."""
+    """Starts the process of a run; returns None if another process is training it."""
     run.folder.mkdir(parents=True, exist_ok=True)
     lock = (run.folder / "compare.lock").open("a", encoding="utf-8")
     try:
@@ -243,7 +243,7 @@ def _start(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
-        say(f"{run}: another process trains it; left alone")
+        say(f"{run}: skipped, as another process trains it")
         return None
     try:
         write_text(run.folder / "config.yaml", dump_config(run.config))
@@ -258,9 +258,9 @@ def _start(
                 stderr=subprocess.STDOUT,
                 env=child_environment(placement, slot),
                 start_new_session=True,  # Ctrl-C reaches it through _stop alone
-                pass_fds=[lock.fileno()],  # it keeps the lock, should this process be killed
+                pass_fds=[lock.fileno()],  # the child keeps the lock if this process is killed
             )
-    except BaseException:  # Ctrl-C too
+    except BaseException:  # on Ctrl-C too
         lock.close()
         raise
     return _Child(run, process, lock, start)
@@ -272,11 +272,11 @@ def _command(run: Run, programs: Programs) -> list[str]:
 
 
 def _finish(child: _Child, code: str, say: Callable[[str], None]) -> None:
-    """Writes down how a child ended."""
+    """Records how a child ended."""
     run, exit_code = child.run, child.process.returncode
     child.lock.close()
     if exit_code == EXIT_STOPPED:
-        say(f"{run}: stopped from outside; the next start resumes it")
+        say(f"{run}: stopped by a signal; the same command continues it")
         return
     if exit_code == 0 and (run.folder / "result.json").is_file():
         write_status(run.folder, "done", code=code, exit_code=0)
@@ -304,7 +304,7 @@ def _stop(children: Sequence[_Child]) -> None:
 
 
 def _steps_done(run: Run) -> int:
-    """Returns the steps that need not be waited for any more."""
+    """Returns the number of iterations that are done."""
     if read_status(run.folder).get("state") in ("done", "failed"):
         return run.config.solver.iterations
     path = run.folder / "metrics.jsonl"
@@ -317,7 +317,7 @@ def _steps_done(run: Run) -> int:
 
 
 def _spent(metrics: Path) -> tuple[float, float]:
-    """Returns hours of training and peak memory, GiB, from a metrics.jsonl; lost steps do not count."""
+    """Returns hours of training and peak memory (GiB) from a metrics.jsonl; lost iterations do not count."""
     seconds, memory, before = 0.0, 0.0, 0
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
         try:

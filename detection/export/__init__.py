@@ -1,1 +1,1 @@
-"""Detectors as files that run without this project's training code, and the proof that they find the same."""
+"""Exports detectors to files that run without training code, and compares them with PyTorch."""

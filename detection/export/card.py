@@ -1,4 +1,4 @@
-"""The Markdown card of an export: what the file takes and gives, how far it agrees with PyTorch, what it costs."""
+"""The Markdown card of an export: inputs and outputs of the file, agreement with PyTorch, and costs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["card", "summary"]
 
 
 def summary(proof: Mapping[str, Any]) -> list[str]:
-    """Returns the lines that are printed of the content of export.json."""
+    """Returns the lines to print about the content of export.json."""
     found, lines = proof["agreement"], list[str]()
     if found is not None:
         masks = "" if found["mask"] is None else f", mask {found['mask']:.2g}"
-        moved = found.get("keypoint")  # which earlier exports lack
+        moved = found.get("keypoint")  # missing in earlier exports
         keypoints = "" if moved is None else f"; {100 * moved:.1f} % of the keypoints more than a pixel apart"
-        pixels = found.get("pixels")  # likewise
+        pixels = found.get("pixels")  # also missing in earlier exports
         if pixels is not None:
             lines.append(f"{found['images']} images: {100 * pixels:.3f} % of the pixels have another class")
         if pixels is None or found["detections"] or found["exported"]:

@@ -1,4 +1,4 @@
-"""Computes once what a graph computes of its weights alone: folded normalisation, anchors, halved weights."""
+"""Folds constants of a graph: values that depend on weights alone, such as normalisation, anchors and fp16 weights."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["fold_constants"]
 
 
 def fold_constants(graph: fx.GraphModule) -> fx.GraphModule:
-    """Returns ``graph``, changed: values that depend on no input are buffers of it.
+    """Turns the values of ``graph`` that depend on no input into its buffers; returns ``graph``.
 
-    A buffer that was computed of a parameter has that one's name and "_folded", so that a layer keeps its name.
+    A buffer computed from a parameter has the name of the parameter and "_folded", so that layers keep their names.
 
     Args:
-        graph: of an ExportedProgram that was decomposed, so that no operator works in place.
+        graph: graph of a decomposed ExportedProgram, in which no operator works in place.
     """
     known = _known_values(graph)
     for node, value in known.items():
@@ -52,9 +52,9 @@ def _attribute(module: nn.Module, path: str) -> Any:
 
 
 def _first_parameter(node: fx.Node) -> str:
-    """Returns the name of the convolution's or matrix product's weight that ``node`` is computed of, else "constant".
+    """Returns the name of the weight that ``node`` is computed from, or "constant".
 
-    That is the one of most dimensions among its sources.
+    The weight of a convolution or matrix product is the source with the most dimensions.
     """
     found, seen, left = dict[str, int](), set[fx.Node](), [node]
     while left:

@@ -1,6 +1,7 @@
 """Translates torchvision's deformable convolution to ONNX of an opset without one: GridSample, then a convolution.
 
-GridSample takes 0 beyond the map, and between cells what the operator takes; a 1x1 convolution sums the samples up.
+GridSample reads 0 outside the map and interpolates between cells as the operator does; a 1x1 convolution sums the
+samples.
 
 Shapes: N images, C input and O output channels, G groups, T samples of a kernel, H W and H' W' input and output cells.
 """
@@ -18,7 +19,7 @@ __all__ = ["translate_deform_conv2d"]
 
 
 def translate_deform_conv2d(op: Any) -> Callable[..., Any]:
-    """Returns what stands for the operator among those of ``op``, an opset from 16; all its groups move alike."""
+    """Returns the translation of the operator to ``op``, an opset of at least 16; all groups share their offsets."""
     tensor = optional("onnxscript.ir", "ONNX").tensor
 
     def ints(*values: int) -> Any:
@@ -30,8 +31,8 @@ def translate_deform_conv2d(op: Any) -> Callable[..., Any]:
     def translate(  # noqa: PLR0913  # the operator's
         input: Any,  # (N, C, H, W)
         weight: Any,  # (O, C / G, kernel height, kernel width)
-        offset: Any,  # (N, 2 T, H', W'), the moves (dy, dx) of the samples, in cells
-        mask: Any,  # (N, T, H', W'), their weights where use_mask
+        offset: Any,  # (N, 2 T, H', W'), offsets (dy, dx) of the samples, in cells
+        mask: Any,  # (N, T, H', W'), weights of the samples if use_mask
         bias: Any,
         stride_h: int,
         stride_w: int,
@@ -51,10 +52,10 @@ def translate_deform_conv2d(op: Any) -> Callable[..., Any]:
             numbers % columns * dilation_w - pad_w + np.arange(width) * stride_w,
         )
         moves, places = op.Reshape(offset, ints(images, taps, 2, height, width)), list[Any]()
-        for axis in (1, 0):  # GridSample takes x before y
+        for axis in (1, 0):  # GridSample expects x before y
             move = op.Gather(moves, op.Constant(value_int=axis), axis=2)
             place = op.Add(move, constant(np.broadcast_to(firsts[axis] + 0.5, (1, taps, height, width))))
-            # The middle of cell p lies at (2 p + 1) / cells - 1, as align_corners 0 has it.
+            # The centre of cell p lies at (2 p + 1) / cells - 1 (align_corners 0).
             scaled = op.Sub(op.Mul(place, constant(2 / cells[axis])), constant(1.0))
             places.append(op.Reshape(scaled, ints(images, taps * height, width, 1)))
         grid = op.Concat(*places, axis=-1)

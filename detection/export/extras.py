@@ -1,4 +1,4 @@
-"""The optional packages of exports: imported when they are needed, and missed with the line that installs them."""
+"""Imports optional packages of exports when they are needed; errors name the command that installs them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["optional"]
 
 
 def optional(name: str, need: str) -> Any:
-    """Returns the package or module ``name``.
+    """Imports the package or module ``name``.
 
     Raises:
-        ImportError: it is missing; ``need`` says what it is for.
+        ImportError: it is missing; ``need`` is what it is needed for.
     """
     try:
         return importlib.import_module(name)

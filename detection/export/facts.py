@@ -1,4 +1,4 @@
-"""Describes an exported file in its own metadata: all that it takes to run it, and its origin."""
+"""Metadata of an exported file: all that is needed to run it, and its origin."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from detection.model.architecture import Architecture
 
 __all__ = ["KEY", "ExportFormat", "Facts", "Precision", "describe_export", "run_digest"]
 
-KEY = "resdet"  # of the metadata in a file
-FORMAT = 1  # of this metadata
+KEY = "resdet"  # key of the metadata in a file
+FORMAT = 1  # version of this metadata
 ExportFormat = Literal["torch", "onnx", "openvino"]
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -27,20 +27,20 @@ class Facts:
     """The metadata of an exported file.
 
     Attributes:
-        format, precision: of the file.
+        format, precision: format and precision of the file.
         size: (height, width) of the frame in pixels; images lie at its top left, zeros fill the rest.
-        batch: images of a call.
-        class_names: of the labels.
-        resize: shorter and longer side in pixels that images are scaled to before; the graph does not resize.
-        mean, std, channel_order: of the normalisation, which the graph does.
-        score_threshold, nms_iou, max_detections: of the graph's detections.
-        config: of the run, YAML.
-        shown_score, shown_origin: least score of detections that a predictor shows, and where it comes from.
-        licence: of the weights.
+        batch: images per call.
+        class_names: names of the classes.
+        resize: shorter and longer side in pixels to which images are resized before the call, as the graph does not.
+        mean, std, channel_order: normalisation, which the graph applies.
+        score_threshold, nms_iou, max_detections: selection of detections in the graph.
+        config: config of the run, YAML.
+        shown_score, shown_origin: score threshold of a predictor, and where it comes from.
+        licence: licence of the weights.
         run: SHA-256 of the run's weights and classes.
         weights, iteration: file name and iteration of the checkpoint.
-        float_parts: of an int8 model, the parts that stayed float.
-        opset: of ONNX; None: torch.
+        float_parts: parts of an int8 model that stayed float.
+        opset: opset of ONNX; None for torch.
     """
 
     format: ExportFormat
@@ -71,10 +71,10 @@ class Facts:
 
     @classmethod
     def from_text(cls, text: str | None, path: Path) -> Self:
-        """Returns what ``to_text`` gave, from the metadata of the file ``path``, which may have none.
+        """Parses the output of ``to_text`` from the metadata of the file ``path``, which may be missing.
 
         Raises:
-            ValueError: the file is of another program or version.
+            ValueError: the file was written by another program or version.
         """
         if not text:
             raise ValueError(f"{path} is no export of resdet: its metadata lack {KEY!r}; resdet export RUN writes one")
@@ -128,5 +128,5 @@ def describe_export(
 
 
 def run_digest(checkpoint: Checkpoint[DetectionConfig]) -> str:
-    """Returns the SHA-256 of the weights and classes of ``checkpoint``, by which an export belongs to a run."""
+    """Returns the SHA-256 of the weights and classes of ``checkpoint``, which links an export to its run."""
     return digest([checkpoint.weights, list(checkpoint.class_names)])

@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 NAMES: dict[ExportFormat, str] = {"torch": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}
-UNORDERED = "node_topk"  # PyTorch's exporter so begins the names of nodes that stand for torch.topk
-TORCH_ENTRY = f"{KEY}.json"  # in the archive of torch.export
+UNORDERED = "node_topk"  # prefix of the nodes that PyTorch's exporter writes for torch.topk
+TORCH_ENTRY = f"{KEY}.json"  # path in the archive of torch.export
 PACKAGES: dict[ExportFormat, tuple[str, ...]] = {
     "torch": (),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -44,7 +44,7 @@ PACKAGES: dict[ExportFormat, tuple[str, ...]] = {
 
 
 def require_packages(format: ExportFormat) -> None:
-    """Raises ImportError, with the line that installs it, where a package is missing that writes or runs ``format``."""
+    """Raises ImportError, with the command that installs it, if a package that writes or runs ``format`` is missing."""
     for name in PACKAGES[format]:
         optional(name, f"--format {format}")
 
@@ -74,7 +74,7 @@ def write_onnx(program: ExportedProgram, path: Path, facts: Facts) -> None:
 def write_openvino(onnx: Path, path: Path, facts: Facts) -> None:
     """Writes the model in the file ``onnx`` as ``path``, an .xml file, and a .bin file beside it.
 
-    In float16 only its weights are halved: the device decides in which precision it computes.
+    In float16 only the weights are stored as float16; the device chooses the precision of the computation.
     """
     model = read_for_openvino(onnx)
     model.set_rt_info(facts.to_text(), [KEY])
@@ -82,11 +82,11 @@ def write_openvino(onnx: Path, path: Path, facts: Facts) -> None:
 
 
 def read_for_openvino(onnx: Path) -> Any:
-    """Returns OpenVINO's model of the file ``onnx``, with ONNX's meaning of two operators (seen in 2026.4).
+    """Reads the file ``onnx`` with OpenVINO, and restores ONNX's meaning of two operators (seen in 2026.4).
 
-    OpenVINO suppresses a box whose IoU is the threshold, where ONNX wants it to exceed that: the threshold becomes the
-    next larger float32.  Its TopK takes equal values in any order unless it is told to be stable, which takes 100 times
-    as long: that of ``torch.topk``, which promises no order of them either, is left as it is.
+    OpenVINO suppresses a box whose IoU equals the threshold, whereas ONNX requires a larger IoU: the threshold becomes
+    the next larger float32.  Its TopK returns equal values in any order unless it is set to stable, which takes 100
+    times as long; the TopK of ``torch.topk``, which guarantees no order either, is not changed.
     """
     openvino, operators = (optional(name, "--format openvino") for name in ("openvino", "openvino.opset11"))
     model = openvino.convert_model(onnx)
@@ -113,7 +113,7 @@ def read_for_openvino(onnx: Path) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's own messages about its progress and its deprecated parts to itself."""
+    """Silences the exporter's messages about its progress and deprecated parts."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""The whole way of a test, from pixels to detections, as one graph of fixed shapes.
+"""The whole test, from pixels to detections, as one graph of fixed shapes.
 
-Shapes: N images of a call, H W height and width of the frame, D detections, S side of a mask, J keypoints, K classes of
+Shapes: N images per call, H W height and width of the frame, D detections, S side of a mask, J keypoints, K classes of
 label maps.
 """
 
@@ -25,8 +25,8 @@ __all__ = ["INPUTS", "LABEL_MAP", "OUTPUTS", "DetectorGraph", "capture", "count_
 
 INPUTS = ("pixels", "sizes")
 OUTPUTS = ("boxes", "labels", "scores", "counts")
-FURTHER = ("masks", "keypoints")  # of architectures that find them, after the others
-LABEL_MAP = "label_map"  # of networks of label maps: the last, or the only one
+FURTHER = ("masks", "keypoints")  # follow the others, if the architecture predicts them
+LABEL_MAP = "label_map"  # of networks with label maps: the last output, or the only one
 
 
 def output_names(config: DetectionConfig) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ def output_names(config: DetectionConfig) -> tuple[str, ...]:
 
 
 def count_labels(config: DetectionConfig, num_classes: int) -> int:
-    """Returns K, the number of classes of the label maps of ``config``'s network; 0 where it predicts none."""
+    """Returns K, the number of classes in the label maps of ``config``'s network; 0 if it predicts none."""
     if not config.finds_label_maps:
         return 0
     return 1 + len(config.panoptic.stuff) if config.finds_objects else num_classes
@@ -49,14 +49,14 @@ class _OneGraph(Protocol):
 
 
 class DetectorGraph(nn.Module):
-    """A detector with tensors in and out.
+    """A detector with tensors as inputs and outputs.
 
     Args:
         detector: an architecture whose test is one graph.
-        half: convolutions and matrix products work in float16.
+        half: compute convolutions and matrix products in float16.
 
     Raises:
-        ValueError: another one.
+        ValueError: the test of ``detector`` is not one graph.
     """
 
     def __init__(self, detector: Architecture, *, half: bool = False) -> None:
@@ -69,10 +69,10 @@ class DetectorGraph(nn.Module):
         self.detector, self.halved = detector, half
 
     def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """Returns boxes (N, D, 4), labels (N, D), scores (N, D), counts (N,) and what else a detector finds.
+        """Returns boxes (N, D, 4), labels (N, D), scores (N, D), counts (N,) and further outputs.
 
-        That is masks (N, D, S, S), or keypoints (N, D, J, 3): x, y and score.  A network of label maps adds the best
-        class (N, H, W) uint8 of each pixel, VOID outside of the images, and gives it alone if it finds no objects.
+        These are masks (N, D, S, S), or keypoints (N, D, J, 3): x, y and score.  A panoptic network adds the best
+        class (N, H, W) uint8 of each pixel, VOID outside the images; it is the only output of a semantic network.
 
         The first ``counts`` rows of an image are detections, best first; the others are zero.
 
@@ -101,7 +101,7 @@ class DetectorGraph(nn.Module):
 
 
 def _label_map(scores: Tensor, sizes: Tensor) -> Tensor:
-    """Returns the best class (N, H, W) uint8 of ``scores`` (N, K, H, W), VOID outside of images of ``sizes`` (N, 2)."""
+    """Returns the best class (N, H, W) uint8 of ``scores`` (N, K, H, W), VOID outside images of ``sizes`` (N, 2)."""
     height, width = (torch.arange(side, device=scores.device) for side in scores.shape[-2:])
     heights, widths = sizes[:, :, None].unbind(1)  # (N, 1) each
     inside = (height < heights)[:, :, None] & (width < widths)[:, None]
@@ -110,18 +110,18 @@ def _label_map(scores: Tensor, sizes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def capture(detector: Architecture, *, size: tuple[int, int], batch: int, half: bool) -> ExportedProgram:
-    """Returns the graph of ``detector``'s test, in which nothing that depends on weights alone is left to compute.
+    """Captures the test of ``detector`` as a graph, with all values that depend on weights alone computed.
 
     Args:
-        detector: on the CPU.
+        detector: a detector on the CPU.
         size: (height, width) of the frame in pixels.
         batch: N.
-        half: convolutions and matrix products work in float16, as under ``solver.precision: fp16``.
+        half: compute convolutions and matrix products in float16, as with ``solver.precision: fp16``.
 
     Raises:
-        ValueError: the detector's test is no graph of fixed shapes, or an image of ``size`` is too small for it.
+        ValueError: the test is not a graph of fixed shapes, or an image of ``size`` is too small for it.
     """
-    # A copy in the plain order of dimensions, which files of torch.export keep without a warning.
+    # A contiguous copy, which torch.export saves without a warning.
     graph = deepcopy(DetectorGraph(detector, half=half))
     keep_counted_rows(graph)
     graph = graph.eval().to(memory_format=torch.contiguous_format)

@@ -1,8 +1,8 @@
-"""Translations to standard ONNX of the operators for which PyTorch's exporter has none that is exact.
+"""Exact translations to standard ONNX of operators that PyTorch's exporter does not translate exactly.
 
-``resdet::nms`` becomes NonMaxSuppression, whose candidates go by falling score and, in ties, by position, as ours do.
+``resdet::nms`` becomes NonMaxSuppression, which orders candidates by falling score and ties by position, as ours does.
 
-onnxscript is optional, so that it is imported where it is needed.
+onnxscript is optional and therefore imported inside functions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["OPSET", "TENSORRT_LACKS", "shorten_sorts", "translations"]
 OPSET = 18
 NEED = "ONNX"
 
-# Operators that we emit and that TensorRT's list lacks: RoI pooling of box.pool roi_pool.
+# Operators of our graphs that TensorRT's list lacks: RoI pooling, with box.pool roi_pool.
 # Source: github.com/onnx/onnx-tensorrt, docs/operators.md of TensorRT 8.5.
 TENSORRT_LACKS = frozenset({"MaxRoiPool"})
 
@@ -30,7 +30,7 @@ Translation = Callable[..., Any]
 
 
 def translations(num_classes: int) -> Mapping[Any, Translation]:
-    """Returns PyTorch's operators with what stands for them in a graph of ``num_classes`` classes.
+    """Returns the translation of each of PyTorch's operators, for a graph of ``num_classes`` classes.
 
     Raises:
         ImportError: onnxscript is missing.
@@ -49,12 +49,12 @@ def _nms(num_classes: int) -> Translation:
 
     def translate(boxes: Any, scores: Any, classes: Any = None, iou_threshold: float = 0.5, wanted: int = 1) -> Any:
         nothing = op.Constant(value_float=-np.inf)
-        counts = op.Cast(op.Greater(scores, nothing), to=1)  # float32, as TensorRT's NonZero takes it
+        counts = op.Cast(op.Greater(scores, nothing), to=1)  # float32, as TensorRT's NonZero requires
         places = op.Transpose(op.NonZero(counts), perm=[1, 0])  # (T, 2)
         candidates = op.GatherND(scores, places)
         groups = op.Gather(places, op.Constant(value_int=0), axis=1)
         count = int(scores.shape[0])
-        if classes is not None:  # those of an image are groups of their own
+        if classes is not None:  # each class of an image is a group of its own
             groups = op.Add(op.Mul(groups, op.Constant(value_int=num_classes)), op.GatherND(classes, places))
             count *= num_classes
         numbers = op.Constant(value=ir.tensor(np.arange(count, dtype=np.int64)[:, None], name="groups"))
@@ -79,14 +79,14 @@ def _onnx() -> Any:
 
 
 def _stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
-    """Sorts by TopK of everything, which takes the lower index first in ties."""
+    """Sorts by a TopK of all elements, which orders ties by index."""
     op = _onnx()
     count = op.Constant(value_ints=[int(values.shape[dim])])
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
 
 def shorten_sorts(model: Any) -> None:
-    """Makes each TopK of everything in onnxscript's ``model``, of which the first are taken, a TopK of these."""
+    """Shortens each TopK of all elements in onnxscript's ``model`` of which only the first are used."""
     for node in model.graph:
         if node.op_type != "TopK":
             continue
@@ -102,7 +102,7 @@ def shorten_sorts(model: Any) -> None:
 
 
 def _first_taken(node: Any, axis: int) -> int:
-    """Returns how many of the first along ``axis`` the ``node`` takes; 0 unless that is all it does."""
+    """Returns k if ``node`` only slices the first k elements along ``axis``, else 0."""
     if node.op_type != "Slice" or _number(node.inputs[1]) or _number(node.inputs[3]) != axis:
         return 0
     return _number(node.inputs[2])
@@ -139,4 +139,4 @@ def _roi_align(
 def _roi_pool(feature: Any, regions: Any, spatial_scale: float, pooled_height: int, pooled_width: int) -> Any:
     op = _onnx()
     pooled = op.MaxRoiPool(feature, regions, pooled_shape=[pooled_height, pooled_width], spatial_scale=spatial_scale)
-    return pooled, pooled  # the second, places of the maxima, is for training
+    return pooled, pooled  # the second output, indices of the maxima, is for training

@@ -29,18 +29,18 @@ MATCH_IOU = 0.5  # of the same object
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """Counts and differences of what PyTorch and the export found in the same pixels.
+    """Agreement of the detections of PyTorch and of the export in the same pixels.
 
     Attributes:
-        images: compared.
-        detections: PyTorch's.
-        exported: the export's.
-        matched: pairs of the same class that overlap by an IoU of 0.5 or more.
-        box: greatest difference of a coordinate of a pair, pixels of the resized image.
-        score: greatest difference of the probabilities of a pair.
-        mask: greatest difference of a probability of their masks; None: no masks.
-        keypoint: share of their keypoints that lie more than a pixel apart, as of equal maxima; None: no keypoints.
-        pixels: share of the pixels that have another class; None: no label maps.
+        images: number of compared images.
+        detections: number of detections of PyTorch.
+        exported: number of detections of the export.
+        matched: number of pairs of the same class with an IoU of at least 0.5.
+        box: largest difference in a coordinate of a pair, pixels of the resized image.
+        score: largest difference between the scores of a pair.
+        mask: largest difference between mask probabilities of a pair; None without masks.
+        keypoint: share of keypoints more than a pixel apart, as with equal maxima; None without keypoints.
+        pixels: share of the pixels with different classes; None without label maps.
     """
 
     images: int
@@ -55,23 +55,23 @@ class Agreement:
 
     @property
     def unmatched(self) -> float:
-        """Share of the detections of both that have no match, or of pixels of another class if it is more, 0..1."""
+        """Share of detections of either model without a match, or of pixels with different classes if larger, 0..1."""
         total = self.detections + self.exported
         return max(1 - 2 * self.matched / total if total else 0.0, self.pixels or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """AP or mean IoU in PyTorch and in the export, fractions, and their paired difference."""
+    """AP or mean IoU of PyTorch and of the export, as fractions, and their paired difference."""
 
     images: int
     before: float
     after: float
-    change: Claim  # after less before
+    change: Claim  # after minus before
 
 
 def agreement(reference: Sequence[Detections], exported: Sequence[Detections]) -> Agreement:
-    """Returns how far ``exported`` agrees with ``reference``, image by image."""
+    """Compares the detections ``exported`` with ``reference``, image by image."""
     pairs = [_matched(own, other) for own, other in zip(reference, exported, strict=True)]
     masks = [_greatest(own.masks, other.masks) for own, other in pairs if own.masks is not None]
     return Agreement(
@@ -88,7 +88,7 @@ def agreement(reference: Sequence[Detections], exported: Sequence[Detections]) -
 
 
 def _relabelled(reference: Sequence[Detections], exported: Sequence[Detections]) -> float | None:
-    """Returns the share of the pixels of all images that have another best class; None: there are no label maps."""
+    """Returns the share of the pixels of all images with different best classes; None without label maps."""
     pairs = zip(reference, exported, strict=True)
     other = [
         (own.label_scores.argmax(dim=0) != found.label_scores.argmax(dim=0)).flatten()
@@ -101,7 +101,7 @@ def _relabelled(reference: Sequence[Detections], exported: Sequence[Detections])
 def _matched(own: Detections, other: Detections) -> tuple[Detections, Detections]:
     """Returns the detections of each that have a match in the other, in the same order."""
     overlap = iou(own.boxes, other.boxes) * (own.labels[:, None] == other.labels)  # (D, E)
-    # Among equal boxes of a class, the score says which is which.
+    # Equal boxes of a class are matched by score.
     likeness = overlap - 0.01 * (own.scores[:, None] - other.scores).abs()
     rows, columns = linear_sum_assignment(likeness.numpy(), maximize=True)
     good = overlap.numpy()[rows, columns] >= MATCH_IOU
@@ -109,7 +109,7 @@ def _matched(own: Detections, other: Detections) -> tuple[Detections, Detections
 
 
 def _moved(pairs: Sequence[tuple[Detections, Detections]]) -> float | None:
-    """Returns the share of keypoints that lie more than a pixel apart; None: there are none."""
+    """Returns the share of keypoints more than a pixel apart; None without keypoints."""
     found = [(own.keypoints, other.keypoints) for own, other in pairs]
     apart = [
         (own[..., :2] - other[..., :2]).norm(dim=-1).flatten() > 1
@@ -127,12 +127,12 @@ def _greatest(values: object, others: object) -> float:
 def ap_loss(
     before: Sequence[Record], after: Sequence[Record], class_names: Sequence[str], *, iou_type: IouType = "bbox"
 ) -> Loss:
-    """Returns what AP loses from ``before`` to ``after``, of the same images, with its paired 95 % interval."""
+    """Returns the loss of AP from ``before`` to ``after`` on the same images, with its paired 95 % interval."""
     return _loss(_sample(before, class_names, iou_type), _sample(after, class_names, iou_type), AP, len(before))
 
 
 def miou_loss(before: Sequence[Record], after: Sequence[Record], classes: LabelClasses) -> Loss:
-    """Returns what the mean IoU of label maps loses from ``before`` to ``after``, as ``ap_loss`` that of AP."""
+    """Returns the loss of mean IoU from ``before`` to ``after``, as ``ap_loss`` for AP."""
     own, other = (
         jackknife(label_statistics(records, classes)[-1], len(records)) for records in (before, after)
     )  # the last is that of pixels

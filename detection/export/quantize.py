@@ -1,7 +1,7 @@
-"""int8 by ONNX Runtime's quantiser: weights per channel, activations by their range on calibration images.
+"""Quantises to int8 by ONNX Runtime: weights per channel, activations by their range on calibration images.
 
-What is quantised are convolutions and linear layers; boxes are decoded and chosen in float32.  A part is the modules of
-one name in the detector, such as ``rpn.head`` or ``backbone.body.layer4``; those that lose too much stay float.
+Convolutions and linear layers are quantised; boxes are decoded and selected in float32.  A part is a group of modules,
+such as ``rpn.head`` or ``backbone.body.layer4``; parts that lose too much stay float.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from detection.export.graph import INPUTS
 __all__ = ["find_parts", "lossy_parts", "quantize"]
 
 QUANTIZED = ("Conv", "Gemm")
-DEPTH = 3  # names of modules in that of a part, at most
+DEPTH = 3  # at most so many module names in the name of a part
 NEED = "--int8"
 
 Frames = Sequence[tuple[Tensor, Tensor]]  # pixels (N, 3, H, W) and sizes (N, 2) of each call
@@ -50,7 +50,7 @@ def quantize(source: Path, path: Path, frames: Frames, facts: Facts, *, parts: C
             return frame and {name: values.numpy() for name, values in zip(INPUTS, frame, strict=True)}
 
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it advises to run a pre-processing that changes nothing here
+    logging.disable(logging.WARNING)  # it recommends a pre-processing that has no effect here
     try:
         quantization.quantize_static(
             str(source),
@@ -62,7 +62,10 @@ def quantize(source: Path, path: Path, frames: Frames, facts: Facts, *, parts: C
             activation_type=quantization.QuantType.QInt8,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_quantize=nodes,
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},  # TensorRT takes no other zero point
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+            },  # the only zero point of TensorRT
         )
     finally:
         logging.disable(before)
@@ -72,13 +75,13 @@ def quantize(source: Path, path: Path, frames: Frames, facts: Facts, *, parts: C
 def lossy_parts(
     parts: Mapping[str, Sequence[str]], loss: Callable[[Collection[str]], float], *, limit: float
 ) -> dict[str, float]:
-    """Returns the ``parts`` that lose more than ``limit`` when they alone are quantised, and what each loses.
+    """Returns the ``parts`` that lose more than ``limit`` when quantised alone, with their losses.
 
-    Nothing is searched where all parts together lose no more.
+    Returns none if all parts together lose no more than ``limit``.
 
     Args:
-        parts: from ``find_parts``.
-        loss: of a model with these parts quantised, 0..1.
+        parts: parts from ``find_parts``.
+        loss: returns the loss of a model with these parts quantised, 0..1.
         limit: 0..1.
     """
     if loss(list(parts)) <= limit:
@@ -94,7 +97,7 @@ def _part(weight: str) -> str:
 
 
 def _describe(path: Path, facts: Facts) -> None:
-    """Puts ``facts`` into the metadata of the file ``path``."""
+    """Writes ``facts`` to the metadata of the file ``path``."""
     onnx = optional("onnx", NEED)
     model = onnx.load(path)
     kept = [entry for entry in model.metadata_props if entry.key != KEY]

@@ -1,7 +1,7 @@
-"""Computes in an exported graph only rows that count: regions on their own level, masks and keypoints of detections.
+"""Limits an exported graph to the rows that count: regions on their own level, masks and keypoints of detections.
 
-Inside the graph the number of rows then depends on the image, which every runtime of an exported file takes; its inputs
-and outputs keep their shapes.  What is counted is float32, as TensorRT's NonZero and CumSum take it.
+The number of rows inside the graph then depends on the image, which every runtime supports; inputs and outputs keep
+their shapes.  Counts are float32, as TensorRT's NonZero and CumSum require.
 
 Shapes: N images, C channels, R regions of all images, D detections, S pooled size, M side of the masks.
 """
@@ -26,7 +26,7 @@ __all__ = ["keep_counted_rows"]
 
 
 def keep_counted_rows(model: nn.Module) -> None:
-    """Changes the parts of ``model`` to those that compute no row that does not count."""
+    """Replaces parts of ``model`` by parts that skip rows that do not count."""
     for module in model.modules():
         if isinstance(module, FasterRCNN):
             module.postprocess = _EveryPair(**asdict(module.postprocess))
@@ -44,7 +44,7 @@ def _pooler_of(pooler: RegionPooler) -> _OwnLevelPooler:
 
 
 class _OwnLevelPooler(RegionPooler):
-    """Pools each region from its own level alone."""
+    """Pools each region only from its own level."""
 
     def _pool(self, levels: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
         if len(levels) == 1:
@@ -61,7 +61,7 @@ class _OwnLevelPooler(RegionPooler):
 
 
 class _DetectedMasks(MaskStage):
-    """Masks of the rows that are detections; those of the others are 0."""
+    """Computes the masks of rows that are detections; the masks of other rows are 0."""
 
     def forward(
         self, features: Sequence[Tensor], found: Found, body: Callable[[Tensor], Tensor] | None = None
@@ -73,9 +73,9 @@ class _DetectedMasks(MaskStage):
 
 
 class _DetectedKeypoints(KeypointStage):
-    """Keypoints of the rows that are detections; those of the others are 0.
+    """Computes the keypoints of rows that are detections; the keypoints of other rows are 0.
 
-    The first row is always among those that are computed: OpenVINO 2026.4 pools no batch of size 0.
+    The first row is always computed, as OpenVINO 2026.4 cannot pool a batch of size 0.
     """
 
     def forward(self, features: Sequence[Tensor], found: Found) -> Found:
@@ -87,19 +87,19 @@ class _DetectedKeypoints(KeypointStage):
 
 
 def _counted(found: Found) -> Tensor:
-    """Returns the rows of all images, one after the other, that are detections."""
+    """Returns the indices of the rows of all images that are detections."""
     return found.valid.flatten().to(found.boxes.dtype).nonzero()[:, 0]
 
 
 def _placed(values: Tensor, rows: Tensor, found: Found) -> Tensor:
-    """Returns (N, D, ...) of the ``values`` of ``rows``; those of the others are 0."""
+    """Scatters the ``values`` of ``rows`` into (N, D, ...); other rows are 0."""
     places = values.new_zeros(found.labels.numel(), *values.shape[1:])
     return places.index_put((rows,), values).unflatten(0, found.labels.shape)
 
 
 @dataclass(frozen=True)
 class _EveryPair(Postprocessor):
-    """Leaves every region and class a candidate, in their order: NMS looks at those that count alone."""
+    """Keeps every region and class as a candidate in its order, as NMS skips those that do not count."""
 
     def _candidates(self, scored: ScoredBoxes) -> Found:
         scores = self._usable(scored)  # (N, P, K)

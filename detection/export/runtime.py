@@ -1,4 +1,4 @@
-"""An exported file as a detector: the same call as an architecture, by the runtime of its format.
+"""An exported file as a detector: called like an architecture, and run by the runtime of its format.
 
 Shapes: N images of a call of the file, H W height and width of its frame.
 """
@@ -27,7 +27,7 @@ from detection.structures import Detections, ImageBatch
 
 __all__ = ["Exported", "Framed", "find_export", "load", "open_exported"]
 
-# Keys of a config that change no weights and stand in the graph.
+# Config keys that change no weights but are fixed in the graph.
 FIXED = (
     *(f"test.{name}" for name in ("score_threshold", "nms_iou", "max_detections", "soft_nms_sigma", "vote_iou")),
     *(f"test.{name}" for name in ("refine", "scales", "flip")),
@@ -41,14 +41,14 @@ Call = Callable[[Tensor, Tensor], Arrays]  # pixels (N, 3, H, W) and sizes (N, 2
 class Framed(nn.Module):
     """Detections of images of any size by a graph of fixed shapes.
 
-    Images that do not fit into the frame are shrunk; what a call has too few of is filled up with blank ones.
+    Images larger than the frame are shrunk; an incomplete batch is filled up with blank images.
 
     Args:
         call: runs the graph.
         size: (height, width) of the frame.
         batch: N.
-        outputs: names of what the graph gives.
-        num_labels: classes of label maps, where it gives one.
+        outputs: names of the outputs of the graph.
+        num_labels: number of classes of label maps, if the graph returns them.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Framed(nn.Module):
     def forward(self, images: ImageBatch) -> list[Detections]:
         """Returns each image's detections, on the CPU and in pixels of ``images``.
 
-        The class that a graph gives for a pixel has the score 1 there, the others 0.
+        In label maps the class of a pixel has the score 1, the other classes 0.
         """
         pixels, sizes = images.pixels.cpu(), images.size_list()
         fitted = [_fit(image[:, :h, :w], self.size) for image, (h, w) in zip(pixels, sizes, strict=True)]
@@ -104,10 +104,10 @@ class Exported(Framed):
     """A detector in an exported file.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         facts: its metadata.
-        config: of its run.
-        class_names: K names.
+        config: config of its run.
+        class_names: names of the K classes.
     """
 
     def __init__(self, path: Path, facts: Facts, call: Call) -> None:
@@ -125,20 +125,20 @@ class Exported(Framed):
 
     @property
     def source(self) -> Checkpoint[DetectionConfig]:
-        """The checkpoint that it was exported from, without its weights."""
+        """The checkpoint that the file was exported from, without its weights."""
         return Checkpoint(Path(self.facts.weights), {}, self.config, self.class_names, self.facts.iteration)
 
     def check_run(self, checkpoint: Checkpoint[DetectionConfig]) -> None:
-        """Raises ValueError unless it was exported from ``checkpoint``."""
+        """Raises ValueError unless the file was exported from ``checkpoint``."""
         own, other = self.facts.run, run_digest(checkpoint)
         if own != other:
             raise ValueError(
-                f"{self.path} is an export of another run: of weights {own[:12]} at iteration {self.facts.iteration}, "
+                f"{self.path} is an export of another run: weights {own[:12]} of iteration {self.facts.iteration}, "
                 f"and {checkpoint.path} holds {other[:12]} at iteration {checkpoint.iteration}; export the run again"
             )
 
     def check_config(self, config: DetectionConfig, class_names: Sequence[str]) -> None:
-        """Raises ValueError unless it gives what a detector of ``config`` for ``class_names`` would give."""
+        """Raises ValueError unless the file computes the same as a detector of ``config`` for ``class_names``."""
         if self.class_names != tuple(class_names):
             raise ValueError(
                 f"{self.path} is an export of another run: it has the classes {self.class_names}, the data set has "
@@ -154,7 +154,7 @@ class Exported(Framed):
 
 
 def find_export(path: str | Path) -> Path | None:
-    """Returns the exported file that ``path``, a file or the folder of an export, means; None: it means none."""
+    """Returns the exported file at ``path``, a file or the folder of an export; None if there is none."""
     path = Path(path)
     if path.is_dir():
         return next((path / name for name in NAMES.values() if (path / name).is_file()), None)
@@ -162,14 +162,14 @@ def find_export(path: str | Path) -> Path | None:
 
 
 def open_exported(path: str | Path, *, threads: int | None = None) -> Exported:
-    """Returns the detector in the exported file, or folder of an export, ``path``; it computes on the CPU.
+    """Opens the exported file or the folder of an export ``path`` as a detector on the CPU.
 
     Args:
         path: a .pt2, .onnx or .xml file that ``resdet export`` wrote, or their folder.
-        threads: of ONNX Runtime and OpenVINO; None: as many as PyTorch takes.
+        threads: threads of ONNX Runtime and OpenVINO; None: the number that PyTorch uses.
 
     Raises:
-        ValueError: there is none, or it is damaged or of another program.
+        ValueError: no exported file, a damaged one, or one of another program.
         ImportError: its runtime is missing.
     """
     file = find_export(path)
@@ -180,7 +180,7 @@ def open_exported(path: str | Path, *, threads: int | None = None) -> Exported:
         facts, call = openers[file.suffix](file, threads or torch.get_num_threads())
     except (ImportError, ValueError):
         raise
-    except Exception as error:  # those of the runtimes have no common base
+    except Exception as error:  # errors of the runtimes have no common base
         raise ValueError(f"{file} can't be read: {error}") from error
     return Exported(file, facts, call)
 
@@ -192,7 +192,7 @@ def load(path: str | Path) -> Checkpoint[DetectionConfig] | Exported:
         path: a file, a run directory, the folder of an export, or an address ``hf://NAME/REPO[@REVISION][/PATH]``.
 
     Raises:
-        ValueError: there is none, or it can't be read.
+        ValueError: there is no checkpoint or export, or it can't be read.
         ConnectionError: the hub can't be reached, and its cache lacks the files.
         ImportError: the runtime of an exported file is missing.
     """
@@ -214,7 +214,7 @@ def _open_torch(path: Path, threads: int) -> tuple[Facts, Call]:
 def _open_onnx(path: Path, threads: int) -> tuple[Facts, Call]:
     runtime = optional("onnxruntime", f"{path}")
     options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3  # errors only
+    options.intra_op_num_threads, options.log_severity_level = threads, 3  # log errors only
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     facts = Facts.from_text(session.get_modelmeta().custom_metadata_map.get(KEY), path)
     names = [given.name for given in session.get_inputs()]
@@ -237,7 +237,7 @@ def _open_openvino(path: Path, threads: int) -> tuple[Facts, Call]:
 
 
 def _nothing(batch: int) -> dict[str, Tensor]:
-    """Returns the rows of ``batch`` images without any object."""
+    """Returns the outputs for ``batch`` images without objects."""
     none = torch.zeros(batch, 0)
     return {"boxes": torch.zeros(batch, 0, 4), "scores": none, "labels": none.long()}
 

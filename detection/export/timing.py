@@ -1,7 +1,7 @@
-"""Latency and memory of one detector in a process of its own, whose peak memory is then the detector's.
+"""Measures latency and memory of a detector in a separate process, so that peak memory is that of the detector.
 
 python -m detection.export.timing MODEL IMAGES THREADS prints JSON; MODEL is a checkpoint, a run or an exported file,
-IMAGES what ``measure_apart`` saved.
+IMAGES a file that ``measure_apart`` saved.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WARMUP = 3  # untimed images
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds of an image, from pixels in memory to detections, and the process's peak memory."""
+    """Milliseconds per image, from pixels in memory to detections, and peak memory of the process."""
 
     p50: float
     p95: float
@@ -40,10 +40,10 @@ class Timing:
 
 
 def measure_apart(model: Path, images: Sequence[Tensor], *, threads: int) -> Timing:
-    """Returns the timing of ``model``, a checkpoint or an exported file, on ``images`` (3, H, W) one at a time.
+    """Measures ``model``, a checkpoint or an exported file, on ``images`` (3, H, W), one at a time.
 
     Raises:
-        RuntimeError: the process failed; its last line says why.
+        RuntimeError: the process failed; the message has its last line.
     """
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder, "images.pt")

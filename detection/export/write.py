@@ -21,28 +21,28 @@ from detection.structures import ImageBatch
 
 __all__ = ["write_export"]
 
-PROBES = 4  # images by which the loss of one part is measured
+PROBES = 4  # images to measure the loss of one part on
 
 
 def write_export(
     detector: Architecture, folder: Path, facts: Facts, *, frames: Frames = (), part_loss: float = 0.02
 ) -> tuple[Facts, dict[str, float]]:
-    """Writes ``detector`` to ``folder`` as ``facts`` say.
+    """Writes ``detector`` to ``folder`` in the format and precision of ``facts``.
 
     Args:
-        detector: on the CPU.
-        folder: exists.
-        facts: of the file.
-        frames: calls that int8 is calibrated on.
-        part_loss: int8: a part stays float if it alone, quantised, loses more than this share of the detections.
+        detector: a detector on the CPU.
+        folder: an existing folder.
+        facts: metadata of the file.
+        frames: inputs to calibrate int8 on.
+        part_loss: for int8: a part that alone loses more than this share of the detections stays float.
 
     Returns:
-        The facts in the file, and what each part that stayed float would have lost.
+        The facts in the file, and the loss of each part that stayed float.
 
     Raises:
         ValueError: the detector or ``facts.size`` can't be exported.
     """
-    halved = facts.precision == "fp16" and facts.format != "openvino"  # whose own weights are halved at the end
+    halved = facts.precision == "fp16" and facts.format != "openvino"  # its weights are converted to float16 at the end
     program = capture(detector, size=facts.size, batch=facts.batch, half=halved)
     if facts.format == "torch":
         write_torch(program, folder / NAMES["torch"], facts)
@@ -64,7 +64,7 @@ def write_export(
 
 
 def _int8_parts(model: Path, frames: Frames, facts: Facts, limit: float) -> tuple[list[str], dict[str, float]]:
-    """Returns the parts of the .onnx file ``model`` to quantise, and what each of the others loses."""
+    """Returns the parts of the .onnx file ``model`` to quantise, and the loss of each other part."""
     probes = frames[:PROBES]
     images = [ImageBatch(pixels, sizes) for pixels, sizes in probes]
     whole = open_exported(model)

@@ -1,9 +1,9 @@
 """Keypoints as a field that moves with boxes.
 
 A target has (M, J, 3) x, y and visibility (0 not labelled, 1 hidden, 2 visible), detections (D, J, 3) x, y and score.
-x and y are pixels with the corner of the first one at 0, as those of boxes, so a mirror leads x to width - x; COCO's
-files count pixels, whose middles are half a pixel further.  A keypoint that is not labelled, or lies outside its image,
-is (0, 0, 0).
+x and y are in pixels from the corner of the first one, like those of boxes, so a flip maps x to width - x; COCO's
+files number pixels, whose centres are half a pixel further.  A keypoint that is not labelled or not in its image is
+(0, 0, 0).
 
 Shapes: M objects, J keypoints.
 """
@@ -32,7 +32,7 @@ class Keypoints:
     """The operations of ``detection.fields.table.Field`` on keypoints.
 
     Args:
-        spec: of the data set's; None where no file is read and nothing is mirrored.
+        spec: keypoints of the data set; None where no file is read and nothing is flipped.
     """
 
     lacking = (
@@ -45,7 +45,7 @@ class Keypoints:
         self.spec = spec
 
     def pack(self, raw: Any, size: Size) -> bytes:
-        """Packs COCO's flat list ``raw`` of x, y and visibility; None where an object has none, which is no fault."""
+        """Packs COCO's flat list ``raw`` of x, y and visibility; None, an object without keypoints, is no error."""
         if raw is None or raw == []:
             return self.unknown(size)
         return of_coco(raw, () if self.spec is None else self.spec.names).astype(np.float32).tobytes()
@@ -67,7 +67,7 @@ class Keypoints:
     def place(
         self, values: Tensor, size: Size, resized: Size, corner: tuple[int, int], canvas: Size
     ) -> tuple[Tensor, Tensor]:
-        """Returns an object stays whatever becomes of its keypoints, since its box is seen."""
+        """Moves keypoints; an object stays whatever becomes of its keypoints, since its box is visible."""
         moved = self.resize(values, size, resized) - values.new_tensor([corner[1], corner[0], 0])
         shown = min(canvas[0], resized[0]), min(canvas[1], resized[1])
         return _seen(moved, shown), torch.ones(len(values), dtype=torch.bool)
@@ -76,7 +76,7 @@ class Keypoints:
         return _seen(values, size)
 
     def hide(self, values: Tensor, covered: Tensor) -> Tensor:
-        """Returns a keypoint under another object is hidden, not unknown."""
+        """Marks keypoints under other objects as hidden, not as unlabelled."""
         height, width = covered.shape
         columns = values[..., 0].long().clamp(0, max(width - 1, 0))
         rows = values[..., 1].long().clamp(0, max(height - 1, 0))
@@ -87,18 +87,18 @@ class Keypoints:
         return {"keypoint_params": {"format": "xy", "remove_invisible": False}}
 
     def to_albumentations(self, values: Tensor, size: Size) -> Mapping[str, Any]:
-        """Returns rows are x, y, visibility and number: it takes further columns along, and may leave rows out.
+        """Returns rows of x, y, visibility and number; albumentations keeps further columns, and may drop rows.
 
-        Behind the keypoints come corners of small triangles, which tell a mirror image.
+        The corners of small triangles follow the keypoints; they reveal a flip.
         """
         flat = values.reshape(-1, 3).double().numpy()
         rows = np.column_stack([flat, np.arange(len(flat))])
-        rows[flat[:, 2] == 0, :2] = (size[1] / 2, size[0] / 2)  # it warns of what lies outside
+        rows[flat[:, 2] == 0, :2] = (size[1] / 2, size[0] / 2)  # albumentations warns of points outside
         corners = _triangles(size).reshape(-1, 2)
         numbers = -1 - np.arange(len(corners))
         witnesses = np.column_stack([corners, np.full(len(corners), values.shape[1]), numbers])
         rows = np.concatenate([rows, witnesses])
-        rows[:, :2] -= PIXEL_MIDDLE  # it counts from the middle of the first pixel
+        rows[:, :2] -= PIXEL_MIDDLE  # albumentations counts from the centre of the first pixel
         return {"keypoints": rows.astype(np.float32)}
 
     def from_albumentations(self, result: Mapping[str, Any], kept: Tensor, size: Size) -> Tensor:
@@ -122,9 +122,9 @@ class Keypoints:
 
 
 def of_coco(raw: Any, names: Sequence[str], *, scores: bool = False) -> NDArray[np.float64]:
-    """Returns the keypoints (J, 3) of ``names`` (J,) of which COCO's flat list ``raw`` has x, y and visibility.
+    """Returns the keypoints (J, 3) called ``names`` (J,) from COCO's flat list ``raw`` of x, y and visibility.
 
-    With ``scores``, these take the place of visibilities, as in results.
+    With ``scores``, these replace the visibilities, as in results.
 
     Raises:
         ValueError: it is no list of 3 J numbers of at most a million, with visibilities 0, 1 or 2.
@@ -170,7 +170,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _seen(values: Tensor, size: Size) -> Tensor:
-    """Returns ``values`` with those outside an image of ``size``, its border included, not labelled."""
+    """Returns ``values``, unlabelled outside an image of ``size``; its border counts as inside."""
     x, y, visibility = values.unbind(dim=-1)
     outside = (x < 0) | (y < 0) | (x > size[1]) | (y > size[0]) | (visibility <= 0)
     return torch.where(outside[..., None], 0.0, values)
@@ -185,7 +185,7 @@ def _triangles(size: Size) -> NDArray[np.float64]:
 
 
 def _is_mirrored(corners: NDArray[np.float64], numbers: NDArray[np.int64]) -> bool:
-    """Returns whether most of ``_triangles``, whose ``corners`` (R, 2) came back as ``numbers`` (R,), turned over."""
+    """Returns whether most of ``_triangles`` were flipped, by the returned ``corners`` (R, 2) of ``numbers`` (R,)."""
     places = np.full((27, 2), np.nan)
     places[numbers] = corners
     first, second, third = places.reshape(9, 3, 2).transpose(1, 0, 2)

@@ -27,7 +27,7 @@ class Masks:
     """The operations of ``detection.fields.table.Field`` on masks.
 
     Args:
-        geometry: of the detector whose masks are pasted.
+        geometry: mask geometry of the detector whose masks are pasted.
     """
 
     lacking = (
@@ -58,7 +58,7 @@ class Masks:
     def place(
         self, values: Tensor, size: Size, resized: Size, corner: tuple[int, int], canvas: Size
     ) -> tuple[Tensor, Tensor]:
-        """Moves masks by nearest source pixels, as ``resize``; an object goes with the last pixel of its mask."""
+        """Moves masks by nearest source pixels, as ``resize``; an object is removed when its mask has no pixel left."""
         shown = [min(canvas[i], resized[i]) for i in (0, 1)]
         rows, columns = ((torch.arange(shown[i]) + corner[i] + 0.5) * (size[i] / resized[i]) for i in (0, 1))
         placed = values.new_zeros(len(values), *canvas)
@@ -78,10 +78,10 @@ class Masks:
         return {}
 
     def to_albumentations(self, values: Tensor, size: Size) -> Mapping[str, Any]:
-        return {"masks": values.numpy().astype(np.uint8)} if len(values) else {}  # it can't stack no masks
+        return {"masks": values.numpy().astype(np.uint8)} if len(values) else {}  # albumentations can't stack 0 masks
 
     def from_albumentations(self, result: Mapping[str, Any], kept: Tensor, size: Size) -> Tensor:
-        # Every mask comes back, also of objects that are gone.
+        # Masks of removed objects are returned too.
         stacked = np.asarray(result.get("masks", ()), dtype=np.uint8).reshape(-1, *size)
         return torch.from_numpy(stacked)[kept].bool()
 

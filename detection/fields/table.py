@@ -2,7 +2,7 @@
 
 A field named NAME is an optional attribute of ``Target`` and ``Detections``, and ``Record`` has it as ``NAME`` and
 ``gt_NAME``.  A reader puts what the files give into ``ObjectRows.fields[NAME]``, and a head makes the attribute of
-``Detections``.  All that lies between loops over this table: a new field is a module in this package and a line below.
+``Detections``.  All code between loops over this table, so a new field is a module in this package and a line below.
 
 Shapes: M objects, D detections.  Sizes are (height, width).
 """
@@ -38,7 +38,7 @@ class Field(Protocol):
     # From a reader to targets and records.
 
     def pack(self, raw: Any, size: Size) -> bytes:
-        """Returns what the index keeps of one object in an image of ``size``; ``raw`` is what a reader found, or None.
+        """Packs a reader's value ``raw``, or None, of one object in an image of ``size`` for the index.
 
         Raises:
             ValueError: ``raw`` can't be used.
@@ -46,7 +46,7 @@ class Field(Protocol):
         ...
 
     def unknown(self, size: Size) -> bytes:
-        """Returns what the index keeps of an object whose value is not known."""
+        """Returns the packed value of an object whose value is unknown."""
         ...
 
     def unpack(self, packed: Sequence[bytes], size: Size) -> Any:
@@ -66,7 +66,7 @@ class Field(Protocol):
     def place(
         self, values: Tensor, size: Size, resized: Size, corner: tuple[int, int], canvas: Size
     ) -> tuple[Tensor, Tensor]:
-        """Returns the values after large-scale jitter, and the objects (M,) bool that still have what they had.
+        """Returns the values after large-scale jitter, and which objects (M,) bool stay.
 
         An image of ``size`` becomes ``resized``; the part from its ``corner`` (y, x) on lies at the top left of a
         canvas, and no other part is seen.
@@ -74,11 +74,11 @@ class Field(Protocol):
         ...
 
     def cut(self, values: Tensor, size: Size) -> Tensor:
-        """Returns the values of objects that move to an image of ``size``, to the same pixels."""
+        """Returns the values of objects that are pasted into an image of ``size`` at the same pixels."""
         ...
 
     def hide(self, values: Tensor, covered: Tensor) -> Tensor:
-        """Returns the values where other objects lie over the pixels ``covered`` (H, W) bool."""
+        """Returns the values after other objects cover the pixels ``covered`` (H, W) bool."""
         ...
 
     def compose(self) -> Mapping[str, Any]:

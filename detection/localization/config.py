@@ -19,12 +19,12 @@ class LocalizerConfig:
     """Its networks, which share ``solver``, and its test.  Source: "Deep Residual Learning", appendix C."""
 
     crop: Count = 224  # side of the centre crop of a 1-crop test, and of a warped region, pixels
-    crop_shorter_side: Count = 256  # of the image that the centre crop is cut from
+    crop_shorter_side: Count = 256  # shorter side of the image that the centre crop is cut from
     # Shorter sides of a dense test: section 3.4.
     scales: Annotated[tuple[Count, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
     proposals: Count = 200  # per image and class
-    rcnn_iterations: Count = 60000  # optimizer steps; the RPN's are solver.iterations
-    rcnn_steps: tuple[int, ...] = (40000,)  # where the rate is multiplied by solver.gamma
+    rcnn_iterations: Count = 60000  # iterations of the R-CNN; those of the RPN are solver.iterations
+    rcnn_steps: tuple[int, ...] = (40000,)  # iterations at which the learning rate is multiplied by solver.gamma
     classifier: str | None = None  # of a test: "torchvision", a file with its names, or a run of ``resdet pretrain``
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class LocalizerConfig:
 
 @checked
 class ClassRPNConfig:
-    """The RPN with outputs per class."""
+    """Options of the RPN with outputs per class."""
 
     channels: Count = 512  # of the 3x3 convolution
     positive_iou: Fraction = 0.7
@@ -53,13 +53,13 @@ class ClassRPNConfig:
 
 @checked
 class RegionConfig:
-    """The R-CNN on warped regions."""
+    """Options of the R-CNN on warped regions."""
 
     positive_iou: Fraction = 0.5
     smooth_l1_beta: NonNegative = 1.0
     coder_weights: tuple[Positive, Positive, Positive, Positive] = field(default=(10.0, 10.0, 5.0, 5.0), metadata=MODEL)
     box_loss_weight: NonNegative = 1.0
-    ignore_overlap: Fraction = 0.7  # an anchor inside an ignored object by this share of its area is not a negative
+    ignore_overlap: Fraction = 0.7  # an anchor with this share of its area inside an ignored object is not a negative
 
 
 @checked

@@ -1,4 +1,4 @@
-"""Localisation error: is one of a few (class, box) guesses right about an image and where its object is?
+"""Localisation error: whether one of five (class, box) guesses has the right class and a matching box.
 
 Source: Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015, section 4.2.
 
@@ -27,7 +27,7 @@ class LocalizationRecord:
 
     file_name: str
     label: int  # 0..K-1
-    gt_boxes: NDArray[np.float32]  # (G, 4) usable objects of the image's class; none leaves the image out
+    gt_boxes: NDArray[np.float32]  # (G, 4) usable objects of the image's class; an image without any is left out
     labels: NDArray[np.int64]  # (P,) guessed classes
     boxes: NDArray[np.float32]  # (P, 4) guessed boxes
 
@@ -40,17 +40,17 @@ class LocalizationRecord:
 class LocalizationErrors:
     """Errors as fractions 0..1 of the images; NaN without images."""
 
-    images: int  # that have ground truth
-    top1: float  # the first guess is wrong
-    top5: float  # the first five are
-    top5_class: float  # the first five are, wherever their boxes lie: the classification error
+    images: int  # number of images with ground truth
+    top1: float  # share of images whose first guess is wrong
+    top5: float  # all of the first five guesses are wrong
+    top5_class: float  # none of the first five has the right class: the classification error
 
 
 def localization_error(records: Sequence[LocalizationRecord]) -> LocalizationErrors:
     """Returns the errors over all ``records`` with ground truth.
 
     A guess is right if its class is the image's and its box has an IoU of at least 0.5 with any of the boxes.  Guesses
-    after the fifth count nowhere.
+    after the fifth are ignored.
     """
     usable = [record for record in records if len(record.gt_boxes)]
     hits = [_hits(record) for record in usable]
@@ -63,7 +63,7 @@ def localization_error(records: Sequence[LocalizationRecord]) -> LocalizationErr
 
 
 def _hits(record: LocalizationRecord) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Returns which of the first five guesses have the image's class, and which of these also a right box."""
+    """Returns two masks of the first five guesses: those with the image's class, and those of them with a right box."""
     classified = record.labels[:MAX_GUESSES] == record.label
     overlaps = box_iou(record.boxes[:MAX_GUESSES], record.gt_boxes)
     return classified, classified & (overlaps.max(axis=1) >= HIT_IOU)

@@ -1,9 +1,9 @@
-"""Localisation of given classes: a region proposal network with outputs per class, and an R-CNN on warped regions.
+"""Localises given classes by a region proposal network with outputs per class, and an R-CNN on warped regions.
 
-An image classifier says what is in an image; these two networks only say where.
+An image classifier predicts the class; these two networks predict only the box.
 Source: "Deep Residual Learning for Image Recognition", appendix C.
-Shapes: N images, C channels, H W height and width, A anchors per cell, R = H * W * A anchors of an image, M drawn
-anchors, K classes, Q classes that are asked for, T best anchors of one.
+Shapes: N images, C channels, H W height and width, A anchors per cell, R = H * W * A anchors of an image, M sampled
+anchors, K classes, Q requested classes, T best anchors of one.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = ["ClassLayers", "ClassRPN", "RegionClassifier"]
 class ClassLayers(nn.Module):
     """The two sibling 1x1 convolutions: K logits and K x 4 deltas for each of the A anchors of a cell.
 
-    With K = 1000 their whole output is too large, so they are linear layers on single cells: training runs them on the
-    drawn cells, a test runs the rows of the classes that are asked for.
+    With K = 1000 their whole output is too large, so they are linear layers on single cells: training computes sampled
+    cells, and a test computes the rows of the requested classes.
     """
 
     def __init__(self, channels: int, *, num_anchors: int, num_classes: int) -> None:
@@ -63,7 +63,7 @@ class ClassLayers(nn.Module):
         return torch.cat(logits)[order.argsort()].float()
 
     def deltas_at(self, vectors: Tensor, anchors: Tensor, labels: Tensor) -> Tensor:
-        """Returns deltas (M, 4) of one class ``labels`` (M,) each; the rest is as in ``logits_at``."""
+        """Returns deltas (M, 4) of one class ``labels`` (M,) each; other arguments as for ``logits_at``."""
         shape = (self.num_anchors, self.num_classes, 4)
         weights = self.deltas.weight.unflatten(0, shape)[anchors, labels]  # (M, 4, C)
         moves = (weights @ vectors[:, :, None]).squeeze(2)
@@ -77,9 +77,9 @@ class ClassRPN(nn.Module):
         backbone: the trunk; its last feature map is used.
         anchors: the anchors of that feature map.
         num_classes: K.
-        channels: C, of the 3x3 convolution.
-        matcher, sampler, coder: how anchors are labelled, drawn and encoded.
-        keep: which boxes of a class become proposals.
+        channels: C, channels of the 3x3 convolution.
+        matcher, sampler, coder: label, sample and encode anchors.
+        keep: selects the boxes of a class that become proposals.
         allow_outside: whether anchors that cross the image border are trained on.
         smooth_l1_beta, box_loss_weight: of the box loss.
     """
@@ -112,7 +112,7 @@ class ClassRPN(nn.Module):
         self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
 
     def forward(self, images: ImageBatch, targets: Targets, proposals: Regions | None = None) -> dict[str, Tensor]:
-        """Returns the losses ``rpn_class`` and ``rpn_box``; ``proposals``, which all models get, are not used."""
+        """Returns the losses ``rpn_class`` and ``rpn_box``; ``proposals``, an argument of all models, is not used."""
         hidden = self.hidden(images)
         image, rows, labels, goals = self._draw(hidden, images, targets)
         cells, numbers = rows // self.anchors.num_anchors, rows % self.anchors.num_anchors
@@ -130,9 +130,9 @@ class ClassRPN(nn.Module):
 
     @torch.no_grad()
     def propose(self, hidden: Tensor, sizes: Tensor, classes: Sequence[Tensor]) -> list[Detections]:
-        """Returns each image's boxes of its ``classes`` (Q,) that ``keep`` leaves: class after class, best first.
+        """Returns the boxes of each image's ``classes`` (Q,) that ``keep`` selects: class by class, best first.
 
-        Scores are those of the class's own logistic output, 0..1.  ``sizes`` (N, 2) are the heights and widths.
+        Scores are the logistic outputs of the class, 0..1.  ``sizes`` (N, 2) are the heights and widths.
         """
         anchors = self.anchors(*hidden.shape[-2:])
         parts = zip(_cells(hidden), sizes, classes, strict=True)
@@ -149,7 +149,7 @@ class ClassRPN(nn.Module):
 
     @torch.no_grad()
     def _draw(self, hidden: Tensor, images: ImageBatch, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the M anchors of all images that are trained on, image after image.
+        """Samples the M anchors of all images that are trained on, image by image.
 
         Returns:
             Image (M,), row (M,) among the image's anchors, label (M,), K for a negative, and deltas (M, 4) wanted.
@@ -170,12 +170,12 @@ class ClassRPN(nn.Module):
 
 
 class RegionClassifier(nn.Module):
-    """R-CNN: the class scores and boxes of regions, each warped to an image of its own.
+    """R-CNN: predicts class scores and boxes of regions, each warped to a separate image.
 
     Args:
         backbone: a classification network, run on the warped regions up to the end of its tail.
         num_classes: K.
-        coder: how boxes are encoded against their region.
+        coder: encodes boxes relative to their region.
         smooth_l1_beta, box_loss_weight: of the box loss.
     """
 
@@ -201,7 +201,7 @@ class RegionClassifier(nn.Module):
     def forward(self, images: ImageBatch, targets: Targets, proposals: Regions | None = None) -> dict[str, Tensor]:
         """Returns the losses ``rcnn_class`` and ``rcnn_box`` of warped regions; ``proposals`` are not used.
 
-        A target holds the object that its region is to find, in pixels of the warped region, or nothing.
+        A target holds the object that its region must find, in pixels of the warped region, or nothing.
         """
         logits, deltas = self._outputs(images)  # (N, K), (N, K, 4)
         positive, objects = targets.valid[:, 0], targets.labels[:, 0]
@@ -218,7 +218,7 @@ class RegionClassifier(nn.Module):
     def predict(self, images: ImageBatch, regions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns scores (M,), 0..1, and boxes (M, 4) of one class ``labels`` (M,) per warped region.
 
-        ``regions`` (M, 4) say where each of ``images`` was cut from; the boxes are in the same pixels.
+        ``regions`` (M, 4) are the boxes that ``images`` were cut from; the returned boxes are in the same pixels.
         """
         logits, deltas = self._outputs(images)
         rows = torch.arange(len(labels), device=labels.device)
@@ -244,8 +244,8 @@ def _logistic(logits: Tensor, labels: Tensor) -> Tensor:
 def _initialise(classes: nn.Linear, deltas: nn.Linear, num_classes: int) -> None:
     """Draws small random weights; scores begin at 1 / (2 K).
 
-    Half of what is drawn is positive, for one class of K.  From 1/2 the loss would begin at K ln 2, which is 693 for
-    1000 classes.
+    Half of the samples are positive, for one class of K.  With scores of 1/2 the loss would begin at K ln 2, which is
+    693 for 1000 classes.
     """
     for layer in (classes, deltas):
         nn.init.normal_(layer.weight, std=0.01)  # Faster R-CNN, section 3.1.3

@@ -31,14 +31,14 @@ Key = tuple[int, int]  # (position in the run, number of the region)
 def warp(image: Tensor, regions: Tensor, side: int) -> Tensor:
     """Warps the ``regions`` (R, 4) of an ``image`` (3, H, W) uint8 to (R, 3, S, S), S = ``side``.
 
-    Bilinear, one point per pixel; a warped pixel's centre is taken from exactly where it lies in the region.
+    Samples bilinearly, one point per pixel, at the exact position of the centre of each warped pixel in the region.
     """
     warped = roi_align(image[None].float(), [regions], side, sampling_ratio=1, aligned=True)
     return warped.round().clamp(0, 255).to(torch.uint8)
 
 
 def to_region(boxes: Tensor, region: Tensor, side: int) -> Tensor:
-    """Returns ``boxes`` (..., 4) of an image in pixels of its ``region`` (4,) warped to ``side`` pixels a side."""
+    """Converts ``boxes`` (..., 4) of an image to pixels of its ``region`` (4,) warped to ``side`` x ``side``."""
     corner, size = region[:2], region[2:] - region[:2]
     return (boxes - corner.repeat(2)) * (side / size).repeat(2)
 
@@ -46,16 +46,16 @@ def to_region(boxes: Tensor, region: Tensor, side: int) -> Tensor:
 class RegionDataset(Dataset[Sample]):
     """The stored proposals of all images, one sample each.
 
-    A sample is asked for by (position, number): its place in the whole run, which seeds whether it is mirrored, and its
-    number among the proposals of all images.  Its target holds the object that the region overlaps most, in pixels of
-    the warped region and not cut at its border, if the overlap is a positive's; else nothing.
+    A sample is indexed by (position, number): its position in the whole run, which seeds the flip, and its number among
+    the proposals of all images.  Its target holds the object with the largest overlap if the region is positive, in
+    pixels of the warped region and not clipped to its border; else nothing.
 
     Args:
         index: images and objects.
-        proposals: of every image.
-        side: S, of a warped region.
+        proposals: proposals of every image.
+        side: S, side of a warped region.
         positive_iou: overlap from which a region is positive.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(
@@ -89,14 +89,14 @@ class RegionDataset(Dataset[Sample]):
 
 
 class RegionBatches(Sampler[list[Key]]):
-    """Batches of regions for ever, drawn with replacement from all images; batch n depends on the seed and n alone.
+    """Endless batches of regions, drawn with replacement from all images; batch n depends only on the seed and n.
 
-    A shuffled pass as in TrainBatches would list all regions, which are a hundred million on ImageNet.
+    A shuffled epoch as in TrainBatches would list all regions, a hundred million on ImageNet.
 
     Args:
         num_regions: M.
         batch_size: regions per batch.
-        seed: of the run.
+        seed: seed of the run.
         start: number of the batch to begin with.
     """
 

@@ -1,4 +1,4 @@
-"""The file that ImageNet's localisation server reads, for a test set without ground truth, by its card."""
+"""Writes the file for ImageNet's localisation server, for a test set without ground truth."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CLASSES = "devkit/data/map_clsloc.txt"  # below the data set's folder; lines suc
 
 
 def find_submission(config: LocalizationConfig) -> Callable[[Sequence[Guesses], Path], Path]:
-    """Returns what writes guesses at ``config.data.test``, which has no ground truth, below a folder.
+    """Returns a function that writes guesses on ``config.data.test``, which has no ground truth, into a folder.
 
     Raises:
-        ValueError: no classifier that would guess, not one split of the voc format, one that may lack images, or
-            classes that the development kit does not number.
+        ValueError: no classifier to guess with, other than a single split of the voc format, a split that may lack
+            images, or classes that the development kit does not number.
     """
     if config.localization.classifier is None:
         raise ValueError(

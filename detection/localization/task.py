@@ -1,13 +1,13 @@
-"""ImageNet localisation: which class an image shows, and where.
+"""ImageNet localisation: predicts the class of an image and a box of its object.
 
 1. an RPN with outputs per class (OUTPUT/rpn);
-2. its proposals of the class that each training image shows (OUTPUT/proposals.safetensors);
+2. its proposals for the class of each training image (OUTPUT/proposals.safetensors);
 3. an R-CNN on these, warped (OUTPUT/rcnn);
-4. the errors on the test set, row by row as in table 13 (OUTPUT/localization.json); of one without ground truth the
-   guesses for the challenge's server (OUTPUT/submission).
+4. the errors on the test set, row by row as in table 13 (OUTPUT/localization.json); for a test set without ground
+   truth, the guesses for the server of the challenge (OUTPUT/submission).
 
 Source: "Deep Residual Learning for Image Recognition", appendix C.
-Shapes: Q classes that are asked for.
+Shapes: Q requested classes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ ROWS: dict[str, float | None] = {
 }
 NetworkT = TypeVar("NetworkT", ClassRPN, RegionClassifier)
 
-REGIONS_AT_ONCE = 256  # warped regions that the R-CNN is tested on together
+REGIONS_AT_ONCE = 256  # warped regions per forward pass of the R-CNN in a test
 SAY_EVERY = 5000  # images
 
 
@@ -79,8 +79,8 @@ def run_localization(config: LocalizationConfig, output: Path, *, say: Callable[
     """Runs the steps that are not done yet and returns the content of ``output``/localization.json.
 
     Raises:
-        ValueError: bad data or config, an image with objects of two classes, a classifier of other classes, or a test
-            set without ground truth that no file for the server can be written of.
+        ValueError: bad data or config, an image with objects of two classes, a classifier with other classes, or a test
+            set without ground truth for which no submission can be written.
         NotFiniteError: a loss is infinite or not a number.
     """
     refuse_many("localisation")
@@ -92,7 +92,7 @@ def run_localization(config: LocalizationConfig, output: Path, *, say: Callable[
     write_submission = None if test_index.has_ground_truth else find_submission(config)
     if write_submission is None and not (test_labels >= 0).any():
         raise ValueError(f"no image of {', '.join(config.data.test)} has an object that is not ignored")
-    classifier = _build_classifier(config, index.class_names)  # first: one that does not fit costs no training
+    classifier = _build_classifier(config, index.class_names)  # fails before any training
     rpn, stored, rcnn, errors = (
         output / name for name in ("rpn", "proposals.safetensors", "rcnn", "localization.json")
     )
@@ -166,7 +166,7 @@ def build_region_classifier(config: LocalizationConfig, num_classes: int, pretra
 
 
 def format_errors(result: dict[str, Any]) -> str:
-    """Formats ``run_localization``'s errors in percent, and the paper's; or where the guesses are."""
+    """Formats the errors of ``run_localization`` in percent beside the paper's, or the path of the guesses."""
     if "submission" in result:
         return f"guesses at {result['images']} images without ground truth: {result['submission']}"
     header = ("", "top-5 LOC", "top-1 LOC", "top-5 CLS", "paper's top-5")
@@ -176,7 +176,7 @@ def format_errors(result: dict[str, Any]) -> str:
 
 
 class _ClassPredictor(nn.Module):
-    """The likeliest classes of an image, from views of it at several scales; at most five, best first.
+    """Predicts the likeliest classes of an image, at most five, best first, from views at several scales.
 
     Source: "Deep Residual Learning", section 3.4.
     """
@@ -264,7 +264,7 @@ def _restored(
     """Returns the network of ``run`` with its newest weights.
 
     Raises:
-        ValueError: ``run`` has other classes, or under ``config`` its weights mean something else.
+        ValueError: ``run`` has other classes, or ``config`` changes the meaning of its weights.
     """
     checkpoint = read_checkpoint(run, LocalizationConfig)
     changed = different_meaning(checkpoint.config, config)
@@ -311,7 +311,7 @@ def _test(
 def _guess_all(
     config: LocalizationConfig, networks: _Networks, index: AnnotationIndex, say: Callable[[str], None]
 ) -> list[Guesses]:
-    """Returns the guesses at every image, those of the row "RPN + R-CNN, dense, predicted"."""
+    """Returns the guesses for every image, those of the row "RPN + R-CNN, dense, predicted"."""
     guesses = list[Guesses]()
     unknown = torch.zeros(0, dtype=torch.int64, device=choose_device(config.device))
     with _inference(config):
@@ -357,9 +357,9 @@ def _stored_images(
 def _localize(
     config: LocalizationConfig, networks: _Networks, image: ImageBatch, label: Tensor
 ) -> dict[str, tuple[Detections, Tensor]]:
-    """Returns, for each row of the table, the boxes found in ``image`` and the classes to guess, best first.
+    """Returns, for each row of the table, the boxes in ``image`` and the guessed classes, best first.
 
-    ``label`` (1,) is the image's class; (0,) where it is unknown, and the oracle's rows are left out.
+    ``label`` (1,) is the class of the image; if it is unknown (0,), the rows with the oracle are left out.
     """
     size, views = image.size_list()[0], _dense_views(image, config)
     predicted = label[:0] if networks.classifier is None else networks.classifier([view.images for view in views])
@@ -404,7 +404,7 @@ def _propose(rpn: ClassRPN, views: Sequence[_View], classes: Tensor, size: tuple
 
 
 def _refine(rcnn: RegionClassifier, image: ImageBatch, found: Detections, side: int) -> Detections:
-    """Returns ``found`` with the R-CNN's scores and boxes."""
+    """Returns ``found`` with the scores and boxes of the R-CNN."""
     scores, boxes = [found.scores[:0]], [found.boxes[:0]]
     for start in range(0, len(found), REGIONS_AT_ONCE):
         part = found[start : start + REGIONS_AT_ONCE]
@@ -416,7 +416,7 @@ def _refine(rcnn: RegionClassifier, image: ImageBatch, found: Detections, side: 
 
 
 def _guesses(found: Detections, classes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns the best box (Q, 4) of each of ``classes`` (Q,); the whole image where nothing was found."""
+    """Returns the best box (Q, 4) of each of ``classes`` (Q,), or the whole image if nothing was found."""
     height, width = size
     whole = found.boxes.new_tensor([[0, 0, width, height]])
     boxes = []

@@ -15,16 +15,16 @@ __all__ = ["AnchorGenerator", "cell_points", "deal"]
 
 
 def deal(sizes: Sequence[float], levels: int) -> list[tuple[float, ...]]:
-    """Returns the ``sizes`` of anchors of each of ``levels`` feature maps: equally many, in their order.
+    """Splits anchor ``sizes`` evenly over ``levels`` feature maps, in their order.
 
     Raises:
-        ValueError: they can't be dealt out evenly.
+        ValueError: the number of sizes is no multiple of ``levels``.
     """
     count = len(sizes) // levels
     if not count or len(sizes) != count * levels:
         raise ValueError(
-            f"anchors.sizes needs one size for each of the {levels} levels, got {tuple(sizes)}; of several a level, "
-            "those of the finest level come first"
+            f"anchors.sizes needs equally many sizes for each of the {levels} levels, got {tuple(sizes)}; "
+            "list those of the finest level first"
         )
     return [tuple(sizes[count * level : count * (level + 1)]) for level in range(levels)]
 
@@ -43,9 +43,9 @@ def cell_points(
         size: (H, W) of the feature map.
         stride: pixels of the image per cell.
         offset: where in its cell the point lies, 0 (top left) to 1.
-        padded: (height, width) in pixels that the feature map was computed from; if given, cells are as far apart as
-            fits whole pixels into it, as torchvision's, which for coarse levels can be less than the stride.
-        device: of the points.
+        padded: (height, width) in pixels of the images of the feature map; if given, cells are whole pixels apart, as
+            in torchvision, which on coarse levels can be less than the stride.
+        device: device of the points.
     """
     height, width = size
     cells = torch.arange(max(height, width), device=device) + offset
@@ -66,8 +66,8 @@ class AnchorGenerator(nn.Module):
         sizes: square roots of the anchors' areas, pixels of the resized image.
         ratios: height / width.
         offset: where in its cell an anchor is centred, 0 (top left) to 1.
-        rounded: as torchvision: coordinates in the cell rounded to whole pixels, and cells as far apart as fits whole
-            pixels into the image, which for the coarsest level of a pyramid can be less than the stride.
+        rounded: as in torchvision, anchors have whole coordinates in their cell and cells are whole pixels apart, which
+            on the coarsest level of a pyramid can be less than the stride.
     """
 
     cell_anchors: Tensor

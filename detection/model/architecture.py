@@ -1,7 +1,7 @@
-"""The base of every architecture, and the rows that belong to its classes.
+"""The base class of all architectures, and the parameter rows that belong to classes.
 
-An architecture gives losses of images with targets, and a typed prediction of images without.  One that looks at
-regions also has the verbs that test-time methods compose.  The table of architectures is in detection/build.py.
+An architecture returns losses for images with targets, and typed predictions for images without.  A region-based one
+also has the steps that test-time methods compose.  The table of architectures is in detection/build.py.
 
 Shapes: N images, C channels, H W height and width, R regions, K classes.
 """
@@ -26,13 +26,13 @@ __all__ = ["Architecture", "RegionVerbs", "class_rows"]
 
 
 class Architecture(nn.Module, ABC):
-    """A model for training and testing: the call decides which of the two it is.
+    """A model for training and testing; the arguments of the call decide which.
 
     Args:
-        backbone: the trunk, which also says how images are normalized and padded for it.
+        backbone: the trunk, which also determines how images are normalized and padded.
 
     Attributes:
-        name: in messages; ``build_detector`` gives that of the config.
+        name: used in messages; ``build_detector`` sets it to the config's.
         fixed: names of the parts that are not trained.
     """
 
@@ -43,7 +43,7 @@ class Architecture(nn.Module, ABC):
         self.name, self.fixed = type(self).__name__, tuple[str, ...]()
 
     def fix(self, parts: Sequence[str]) -> None:
-        """Takes ``parts``, such as "backbone", out of the training: no gradient, no loss, always eval mode.
+        """Freezes ``parts``, such as "backbone": no gradient, no loss, always eval mode.
 
         Raises:
             ValueError: a part that the model lacks.
@@ -82,18 +82,18 @@ class Architecture(nn.Module, ABC):
         targets: Targets | Sequence[Target] | None = None,
         proposals: Regions | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
-        """Returns scalar losses by name if there are targets, else what is detected in each image.
+        """Returns scalar losses by name if there are targets, else the detections of each image.
 
-        ``proposals`` take the place of the model's own; one that has none refuses them.  All boxes are in pixels of
+        ``proposals`` replace the model's own; a model without proposals raises ValueError.  All boxes are in pixels of
         ``images``.
         """
 
     @staticmethod
     def padded_targets(images: ImageBatch, targets: Targets | Sequence[Target]) -> Targets:
-        """Returns ``targets`` padded to equally many objects of each image.
+        """Returns ``targets`` padded to the same number of objects per image.
 
         Raises:
-            ValueError: they are not as many as ``images``.
+            ValueError: their number is not that of ``images``.
         """
         targets = targets if isinstance(targets, Targets) else Targets.pad(targets)
         if len(targets) != len(images):
@@ -102,7 +102,7 @@ class Architecture(nn.Module, ABC):
 
     @staticmethod
     def ragged(found: Found, images: ImageBatch) -> list[Detections]:
-        """Returns what is detected in each of ``images`` without any padding; waits for a GPU."""
+        """Returns the detections of each of ``images`` without padding; waits for a GPU."""
         detections = found.ragged()
         if found.label_scores is None:
             return detections
@@ -114,16 +114,16 @@ class Architecture(nn.Module, ABC):
 
     @abstractmethod
     def head_modules(self) -> list[nn.Module]:
-        """Returns the parts that stand on the backbone, for counts of parameters."""
+        """Returns the parts after the backbone, for parameter counts."""
 
     @abstractmethod
     def facts(self) -> Mapping[str, str]:
-        """Returns what a reader of a comparison must know of it beside its backbone, by name."""
+        """Returns the facts, by name, that a comparison lists besides the backbone."""
 
 
 @runtime_checkable
 class RegionVerbs(Protocol):
-    """The steps of a test, which test-time methods compose; boxes are in pixels of the images of the features."""
+    """The steps of a test, which test-time methods compose; boxes are in pixels of the images given to ``features``."""
 
     def features(self, images: ImageBatch) -> list[Tensor]:
         """Returns the trunk's feature maps (N, C, H / stride, W / stride), finest first."""
@@ -138,22 +138,22 @@ class RegionVerbs(Protocol):
         ...
 
     def masks(self, features: Sequence[Tensor], found: Found) -> Found:
-        """Returns the detections with their masks; as they are from an architecture without."""
+        """Returns the detections with their masks; unchanged if the architecture has none."""
         ...
 
     def keypoints(self, features: Sequence[Tensor], found: Found) -> Found:
-        """Returns the detections with their keypoints; as they are from an architecture without."""
+        """Returns the detections with their keypoints; unchanged if the architecture has none."""
         ...
 
     def label_scores(self, features: Sequence[Tensor], found: Found, images: ImageBatch) -> Found:
-        """Returns the detections with scores of every pixel; as they are from an architecture without."""
+        """Returns the detections with scores of every pixel; unchanged if the architecture has none."""
         ...
 
 
 def class_rows(model: nn.Module) -> dict[str, ClassRows]:
-    """Returns which rows of the parameters belong to classes, by the names of the parameters.
+    """Returns the class rows of parameters, by parameter name.
 
-    The layers say so themselves, in an attribute ``class_rows``: name of a layer below -> its rows.
+    Layers declare them in an attribute ``class_rows``: name of a sublayer -> its rows.
     """
     found = {}
     for name, module in model.named_modules():

@@ -14,7 +14,7 @@ from backbones.norm import NormLayer
 
 __all__ = ["FCHead"]
 
-PART = 256  # regions
+PART = 256  # regions that a test flattens at once
 
 
 class FCHead(nn.Module):
@@ -24,7 +24,7 @@ class FCHead(nn.Module):
         in_channels: C of the pooled regions.
         roi_size: S of the pooled regions.
         convs: number of convolutions.
-        conv_channels: of each.
+        conv_channels: channels of each convolution.
         fcs: number of fully connected layers, at least one.
         channels: D.
         norm: layer after every convolution, which then has no bias; None for none.
@@ -55,7 +55,7 @@ class FCHead(nn.Module):
         maps = self.convs(regions)
         if torch.is_grad_enabled() or maps.is_contiguous():
             return self.fcs(maps.flatten(1))
-        # Flattening copies maps of channels last, which a CPU's pooling gives; in a test the whole copy need not exist.
+        # Flattening copies channels-last maps, which pooling returns on a CPU; a test needs no copy of all regions.
         return torch.cat([self.fcs(part.flatten(1)) for part in maps.split(PART)])
 
 

@@ -29,12 +29,12 @@ from detection.padded import Regions, Targets
 
 __all__ = ["BoxPredictor", "BoxStage", "RegionHead", "RegionOutput", "RegionSample", "ScoredBoxes", "image_rows"]
 
-REGIONS = 2  # use of random numbers
+REGIONS = 2  # stream of random numbers, see ``hash32``
 OBJECTS = 1 << 24  # number of an image's first object among the candidates, after all proposals
 
 
 class RegionHead(Protocol):
-    """A module from pooled regions (R, C, S, S) to vectors (R, D): a backbone's tail, or any such."""
+    """A module from pooled regions (R, C, S, S) to vectors (R, D): such as a backbone's tail."""
 
     out_channels: int  # D
 
@@ -45,7 +45,7 @@ class RegionHead(Protocol):
 class ScoredBoxes:
     """The stage's output for the proposals of every image, before postprocessing."""
 
-    scores: Tensor  # (N, P, K) probabilities; the background's is what is left to 1
+    scores: Tensor  # (N, P, K) probabilities; the background has the rest to 1
     boxes: Tensor  # (N, P, K or 1, 4) clipped, pixels of the resized image; 1: the same box for every class
     valid: Tensor  # (N, P) bool
 
@@ -66,7 +66,7 @@ class RegionSample:
         return RegionSample(*(getattr(self, field.name)[:, :count] for field in fields(self)))
 
     def positives(self, most: int) -> RegionSample:
-        """Returns the first columns, in which all positive regions are: ``most``, or as many as the images need."""
+        """Returns the first columns, which hold all positive regions: ``most``, or only as many as the images have."""
         most = max(1, int(self.positive.sum(dim=1).max())) if waiting_is_free(self.positive) else most
         return self.first(most)
 
@@ -106,15 +106,15 @@ class BoxPredictor(nn.Module):
 
 
 class BoxStage(nn.Module):
-    """Pool, head, predict; given targets, sample regions and return losses.
+    """Pools regions, runs the head and predicts; given targets, samples regions and returns losses.
 
     Args:
-        pooler: regions of the feature maps.
+        pooler: pools regions from the feature maps.
         head: the backbone's tail, or layers of its own.
         predictor: the two sibling layers.
-        matcher, sampler, coder: how regions are labelled, drawn and encoded.
-        smooth_l1_beta, box_loss_weight: of the box loss.
-        use_giou: the box loss is the generalised IoU's, on boxes, instead of smooth L1's on deltas.
+        matcher, sampler, coder: label, sample and encode regions.
+        smooth_l1_beta, box_loss_weight: beta and weight of the box loss.
+        use_giou: use the generalised IoU loss on boxes instead of smooth L1 on deltas.
         context: append the vector of the whole image, pooled as one region, to every region's; the predictor then takes
             2 D ("Deep Residual Learning", appendix B, global context).
     """
@@ -153,7 +153,7 @@ class BoxStage(nn.Module):
 
     @property
     def most_positives(self) -> int:
-        """How many regions of an image can be drawn as positive ones; they come first."""
+        """The most regions of an image that can be sampled as positive; they come first."""
         return self.sampler.most_positives
 
     def forward(self, features: Sequence[Tensor], proposals: Regions, sizes: Tensor) -> ScoredBoxes:
@@ -162,7 +162,7 @@ class BoxStage(nn.Module):
         return self.decode(logits, deltas, proposals.boxes, proposals.valid, sizes)
 
     def batch_vectors(self, features: Sequence[Tensor], boxes: Tensor, sizes: Tensor) -> Tensor:
-        """Returns (N, P, D) of the regions ``boxes`` (N, P, 4); (N, P, 2 D) with context."""
+        """Returns the head's vectors (N, P, D) of the regions ``boxes`` (N, P, 4); (N, P, 2 D) with context."""
         images = image_rows(boxes)
         return self.vectors(features, boxes.flatten(0, 1), images, sizes).unflatten(0, boxes.shape[:2])
 
@@ -188,9 +188,9 @@ class BoxStage(nn.Module):
 
     @torch.no_grad()
     def draw(self, proposals: Regions, targets: Targets, seeds: Tensor) -> RegionSample:
-        """Draws the regions of each image to train on from its proposals and its objects, positives first.
+        """Samples the training regions of each image from its proposals and its objects, positives first.
 
-        ``seeds`` (N,) are those of the random choice.
+        ``seeds`` (N,) are the random seeds of the images.
         """
         boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)  # objects too, as py-faster-rcnn
         valid = torch.cat([proposals.valid, targets.wanted], dim=1)
@@ -220,7 +220,7 @@ class BoxStage(nn.Module):
     def outputs(
         self, features: Sequence[Tensor], proposals: Regions, targets: Targets, sizes: Tensor, seeds: Tensor
     ) -> Iterator[RegionOutput]:
-        """Yields what the stage says of the regions that are drawn from ``proposals`` for training."""
+        """Yields the stage's output for the training regions sampled from ``proposals``."""
         sample = self.draw(proposals, targets, seeds)
         yield RegionOutput(self, sample, *self.predictor(self.batch_vectors(features, sample.boxes, sizes)))
 

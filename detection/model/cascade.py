@@ -19,7 +19,7 @@ __all__ = ["CascadeBoxStage"]
 
 
 class CascadeBoxStage(nn.Module):
-    """Class-agnostic box stages that look at ever better boxes.
+    """Class-agnostic box stages, each on the refined boxes of the one before.
 
     Args:
         stages: in their order; the first samples, the others train on all boxes that they get.
@@ -39,11 +39,11 @@ class CascadeBoxStage(nn.Module):
         return f"{len(self.stages)} times {self._stages()[0].describe()}"
 
     def shared_body(self) -> None:
-        """Returns None: every stage has a head of its own, and a mask stage too."""
+        """Returns None: every stage, the mask stage included, has its own head."""
 
     @property
     def most_positives(self) -> int:
-        """How many regions of an image the first stage can draw as positive ones; they come first."""
+        """The most regions of an image that the first stage can sample as positive; they come first."""
         return self._stages()[0].most_positives
 
     def forward(self, features: Sequence[Tensor], proposals: Regions, sizes: Tensor) -> ScoredBoxes:
@@ -61,7 +61,7 @@ class CascadeBoxStage(nn.Module):
     def outputs(
         self, features: Sequence[Tensor], proposals: Regions, targets: Targets, sizes: Tensor, seeds: Tensor
     ) -> Iterator[RegionOutput]:
-        """Yields what every stage says of its regions: drawn for the first, moved by the one before for the others."""
+        """Yields every stage's output for its regions: sampled for the first, refined by the one before for others."""
         stages = self._stages()
         sample = stages[0].draw(proposals, targets, seeds)
         for number, stage in enumerate(stages, start=1):

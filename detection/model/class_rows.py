@@ -1,4 +1,4 @@
-"""Rows of layers by class, so that another set of classes keeps the rows that it knows."""
+"""Rows of layers by class, so that a detector of other classes can keep the rows of shared ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["ClassRows"]
 
 @dataclass(frozen=True, slots=True)
 class ClassRows:
-    """Rows of weight and bias of a layer: K times ``per_class``, those of a class lie together."""
+    """Rows of weight and bias of a layer: K times ``per_class``, those of a class are adjacent."""
 
     per_class: int
     background: bool = False  # one more row, the last

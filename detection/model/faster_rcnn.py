@@ -29,10 +29,10 @@ __all__ = ["FasterRCNN"]
 
 
 class FasterRCNN(Architecture):
-    """Losses of images with targets, detections of images without.
+    """Losses for images with targets, detections for images without.
 
-    The verbs ``features``, ``propose``, ``boxes``, ``masks``, ``keypoints`` and ``label_scores`` are the steps of a
-    test; methods that change how a detector is tested compose them.
+    The methods ``features``, ``propose``, ``boxes``, ``masks``, ``keypoints`` and ``label_scores`` are the steps of a
+    test, which test-time methods compose.
 
     Args:
         backbone: the trunk; its features, finest first, feed the RPN and the stages.
@@ -41,7 +41,7 @@ class FasterRCNN(Architecture):
         mask_stage: masks of detections; None for a detector without.
         keypoint_stage: keypoints of detections; None for a detector without.
         label_stage: labels of every pixel; None for a detector without.
-        postprocess: which of these become detections.
+        postprocess: selects the detections among them.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class FasterRCNN(Architecture):
         self.mask_stage, self.keypoint_stage, self.label_stage = mask_stage, keypoint_stage, label_stage
 
     def fix(self, parts: Sequence[str]) -> None:
-        """Takes ``parts``, of "backbone", "rpn" and "box_stage", out of the training; the last takes those after it."""
+        """Freezes ``parts``, of "backbone", "rpn" and "box_stage"; the last also freezes the stages after it."""
         later = {
             "mask_stage": self.mask_stage,
             "keypoint_stage": self.keypoint_stage,
@@ -83,9 +83,9 @@ class FasterRCNN(Architecture):
         targets: Targets | Sequence[Target] | None = None,
         proposals: Regions | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
-        """Returns scalar losses by name, of the trained parts, if there are targets; else each image's detections.
+        """Returns scalar losses of the trained parts by name if there are targets; else each image's detections.
 
-        ``proposals`` take the place of the RPN's. All boxes are in pixels of the images as given.
+        ``proposals`` replace the RPN's. All boxes are in pixels of the images as given.
         """
         if targets is None:
             return self.ragged(self.detect(images, proposals), images)
@@ -108,7 +108,7 @@ class FasterRCNN(Architecture):
     def _later_losses(
         self, features: Sequence[Tensor], sample: RegionSample, targets: Targets, seeds: Tensor
     ) -> dict[str, Tensor]:
-        """Returns losses of the stages after the box stage, on the positive regions that it drew."""
+        """Returns losses of the stages after the box stage, on its sampled positive regions."""
         losses: dict[str, Tensor] = {}
         if self.mask_stage is None and self.keypoint_stage is None:
             return losses
@@ -122,14 +122,14 @@ class FasterRCNN(Architecture):
         return losses
 
     def detect(self, images: ImageBatch, proposals: Regions | None = None) -> Found:
-        """Returns detections of all images, padded to equally many: a test as one graph."""
+        """Returns detections padded to the same number per image: a test as one graph."""
         features = self.features(images)
         proposals = self.propose(features, images) if proposals is None else proposals
         found = self.postprocess(self.boxes(features, proposals, images.sizes))
         return self.label_scores(features, self.keypoints(features, self.masks(features, found)), images)
 
     def propose(self, features: Sequence[Tensor], images: ImageBatch) -> Regions:
-        """Returns proposals of each of the ``images`` that the ``features`` are of, best first."""
+        """Returns proposals of each of ``images``, whose features are given, best first."""
         return self.rpn(features, images.sizes, self.normalize.padded(images))
 
     def boxes(self, features: Sequence[Tensor], proposals: Regions, sizes: Tensor) -> ScoredBoxes:
@@ -137,7 +137,7 @@ class FasterRCNN(Architecture):
         return self.box_stage(features, proposals, sizes)
 
     def masks(self, features: Sequence[Tensor], found: Found) -> Found:
-        """Returns ``found`` with masks; as it is, from a detector without a mask stage."""
+        """Returns ``found`` with masks; unchanged if there is no mask stage."""
         if self.mask_stage is None:
             return found
         if isinstance(self.mask_stage, PointStage):
@@ -145,27 +145,27 @@ class FasterRCNN(Architecture):
         return self.mask_stage(features, _trimmed(found), self.box_stage.shared_body())
 
     def keypoints(self, features: Sequence[Tensor], found: Found) -> Found:
-        """Returns ``found`` with keypoints; as it is, from a detector without a keypoint stage."""
+        """Returns ``found`` with keypoints; unchanged if there is no keypoint stage."""
         return found if self.keypoint_stage is None else self.keypoint_stage(features, _trimmed(found))
 
     def label_scores(self, features: Sequence[Tensor], found: Found, images: ImageBatch) -> Found:
-        """Returns ``found`` with scores of every pixel of ``images``; as it is, if there is no label stage."""
+        """Returns ``found`` with scores of every pixel of ``images``; unchanged if there is no label stage."""
         if self.label_stage is None:
             return found
         height, width = images.pixels.shape[2:]
         return self.label_stage(features, found, size=(height, width), padded=self.normalize.padded(images))
 
     def head_modules(self) -> list[nn.Module]:
-        """Returns the parts that stand on the backbone, but for the RPN."""
+        """Returns the parts after the backbone, except the RPN."""
         parts = (self.box_stage, self.mask_stage, self.keypoint_stage, self.label_stage)
         return [part for part in parts if part is not None]
 
     def facts(self) -> dict[str, str]:
-        """Returns what a reader of a comparison must know of it beside its backbone, by name."""
+        """Returns the facts, by name, that a comparison lists besides the backbone."""
         labels = {} if self.label_stage is None else {"labels": self.label_stage.describe()}
         return {"tail": self.box_stage.describe(), **labels}
 
 
 def _trimmed(found: Found) -> Found:
-    """Returns ``found`` without columns of padding, where that takes no waiting."""
+    """Returns ``found`` without columns of padding, unless that would wait for a GPU."""
     return found.trimmed() if waiting_is_free(found.valid) else found

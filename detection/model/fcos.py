@@ -1,6 +1,6 @@
-"""FCOS: every cell of a level finds the object that it is near the centre of, without anchors.
+"""FCOS: every cell of a level predicts the object whose centre is near, without anchors.
 
-As torchvision builds it: the distances to the sides are in cells and cut at 0, and centerness is read off the boxes'
+As in torchvision, the distances to the sides are in cells and clipped at 0, and centerness is predicted from the boxes'
 tower, as in the paper's second version.
 
 Source: Tian et al. 2019, "FCOS: Fully Convolutional One-Stage Object Detection", section 3; Tian et al. 2020, "FCOS: A
@@ -29,7 +29,7 @@ from detection.padded import Found, Targets
 
 __all__ = ["FCOSHead", "PointMatcher", "Points"]
 
-FARTHEST = 8  # cells: a level is for objects whose farthest side is nearer than this, and not for the level before
+FARTHEST = 8  # cells: a level takes objects whose farthest side is nearer than this, unless the level before does
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Points:
 
 @dataclass(frozen=True)
 class PointMatcher:
-    """Labels points by the smallest object that they are in, near the centre of, and of the right size for.
+    """Labels points by the smallest object that contains them, whose centre is near and whose size fits their level.
 
     Attributes:
         radius: in cells; a point is near a centre if it is nearer than this along both axes.
@@ -59,7 +59,7 @@ class PointMatcher:
     radius: float = 1.5
 
     def __call__(self, points: Points, targets: Targets, usable: Tensor) -> Matches:
-        """Returns the matches of ``points`` with ``targets``; in an ignored object a point is no negative.
+        """Returns the matches of ``points`` with ``targets``; points in ignored objects are never negative.
 
         Args:
             points: of all levels.
@@ -77,7 +77,7 @@ class PointMatcher:
         return Matches(positive, usable & ~(covered | positive), indices)
 
     def _match(self, points: Points, targets: Targets, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the area (N, M) and row of the smallest fitting object of ``part``, and being in an ignored one."""
+        """Returns area (N, M) and row of the smallest fitting object of ``part``, and being in an ignored one."""
         objects = targets.boxes[:, part]
         x, y = points.centers.unbind(1)
         x1, y1, x2, y2 = objects[..., None].unbind(2)  # (N, g, 1)
@@ -98,10 +98,10 @@ class FCOSHead(DenseHead):
         in_channels: C of every level.
         strides: of each level.
         num_classes: K.
-        settings: of all one-stage detectors; convolutions have a bias before a norm too.
-        matcher: which object a point is trained on.
+        settings: settings of all one-stage detectors; convolutions have a bias before a norm too.
+        matcher: assigns an object to each point.
         offset: where in its cell a point lies, 0 (top left) to 1.
-        rounded: cells are whole pixels apart, as torchvision's.
+        rounded: cells are whole pixels apart, as in torchvision.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Places in the heat maps of keypoints: the cell that is learnt, and the maximum that is found.
+"""Positions in keypoint heat maps: the target cell in training, the maximum in a test.
 
 A map has S x S cells over a region.  As in torchvision and Detectron2, its maximum is that of the map enlarged to the
 whole pixels of the region by bicubic interpolation.  They enlarge one region after the other, each to a size of its
@@ -30,9 +30,9 @@ PEAKS = 4  # P
 
 
 def cells_of(keypoints: Tensor, boxes: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Returns the cell (..., J) int64, row by row, that each keypoint lies in, and tells (..., J) which are learnt.
+    """Returns each keypoint's cell (..., J) int64, counted row by row, and which keypoints (..., J) are trained on.
 
-    Those are learnt that are labelled and lie in their box; its right and lower border belong to it.
+    Those are the labelled keypoints in their box, its right and lower borders included.
 
     Args:
         keypoints: (..., J, 3) x, y and visibility.

@@ -1,4 +1,4 @@
-"""The keypoint branch: a heat map for every keypoint, from the regions of the boxes that were found.
+"""The keypoint branch: a heat map for every keypoint, from the regions of detected boxes.
 
 Source: Mask R-CNN (He et al. 2017), section 5.
 Shapes: N images, C channels, R regions of an image, D detections, J keypoints, S pooled size, M side of the maps.
@@ -31,7 +31,7 @@ class KeypointHead(nn.Module):
         in_channels: C of the regions.
         num_keypoints: J.
         convs: number of convolutions.
-        channels: of each.
+        channels: channels of each convolution.
     """
 
     def __init__(self, in_channels: int, *, num_keypoints: int, convs: int = 8, channels: int = 512) -> None:
@@ -54,10 +54,10 @@ class KeypointHead(nn.Module):
 
 
 class KeypointStage(nn.Module):
-    """Pool, head; given targets, the loss.
+    """Pools regions and runs the head; given targets, returns the loss.
 
     Args:
-        pooler: regions of the feature maps.
+        pooler: pools regions from the feature maps.
         head: logits of every keypoint.
     """
 

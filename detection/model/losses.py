@@ -1,4 +1,4 @@
-"""Loss formulas.  Which rows enter them is decided by the RPN and the box stage."""
+"""Loss formulas; the RPN and the stages decide which rows enter them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def smooth_l1(deltas: Tensor, targets: Tensor, beta: float, weight: Tensor) -> T
         deltas: (..., 4).
         targets: (..., 4), finite.
         beta: as above.
-        weight: (...) of each row; 0 leaves it out.
+        weight: (...) weight of each row; 0 leaves it out.
 
     Source: Fast R-CNN, equation 3; py-faster-rcnn's sigma is 1 / sqrt(beta).
     """
@@ -52,15 +52,15 @@ def giou(boxes: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
 def focal(logits: Tensor, labels: Tensor, positive: Tensor, weight: Tensor, *, alpha: float, gamma: float) -> Tensor:
     """Returns the sum over rows and classes of -alpha_t (1 - p_t)^gamma log(p_t), p of sigmoids; a scalar.
 
-    No target of the size of the logits is made: all classes count as background, and the own class of a positive row
-    is corrected.
+    No target as large as the logits is made: all classes count as background, then the true class of each positive
+    row is corrected.
 
     Args:
         logits: (..., K).
         labels: (...) int64 0..K-1, of the positive rows.
         positive: (...) bool; other rows are of no class.
-        weight: (...) of each row; 0 leaves it out.
-        alpha: weight of the own class, 0 to 1; that of the others is 1 - alpha.
+        weight: (...) weight of each row; 0 leaves it out.
+        alpha: weight of the true class, 0 to 1; that of the others is 1 - alpha.
         gamma: 0 is cross-entropy.
 
     Source: Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 5.
@@ -80,11 +80,11 @@ def pixel_cross_entropy(logits: Tensor, label_maps: Tensor) -> Tensor:
         label_maps: (N, H, W) uint8, VOID where a pixel has no label.
     """
     labels = label_maps.long()
-    # Unreduced: a GPU sums these in another order each time if the loss does it.
+    # Unreduced: the loss's own sum on a GPU has no fixed order.
     losses = F.cross_entropy(at_least_single(logits), labels, ignore_index=VOID, reduction="none")
     return losses.sum() / (labels != VOID).sum().clamp(min=1)
 
 
 def _background(logits: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Returns the focal loss (...) of ``logits`` (...) of classes that a row has not."""
+    """Returns the focal loss (...) of ``logits`` (...) of classes other than a row's own."""
     return (1 - alpha) * logits.sigmoid().pow(gamma) * F.softplus(logits)

@@ -1,4 +1,4 @@
-"""The mask branch: a small mask for every class, from the regions of the boxes that were found.
+"""The mask branch: a small mask for every class, from the regions of detected boxes.
 
 Source: Mask R-CNN (He et al. 2017), section 3.
 Shapes: N images, C channels, R regions of an image, D detections, K classes, S pooled size, M side of the masks.
@@ -32,7 +32,7 @@ class MaskHead(nn.Module):
         in_channels: C of the regions.
         num_classes: K.
         convs: number of convolutions.
-        channels: of each and of the upsampling.
+        channels: channels of each convolution and of the upsampling.
         norm: layer after every convolution; None for none.
     """
 
@@ -55,12 +55,12 @@ class MaskHead(nn.Module):
 
 
 class MaskStage(nn.Module):
-    """Pool, head; given targets, the loss.
+    """Pools regions and runs the head; given targets, returns the loss.
 
     Args:
-        pooler: regions of the feature maps.
+        pooler: pools regions from the feature maps.
         head: logits of every class.
-        geometry: of the training targets; masks must be pasted by the same.
+        geometry: mask geometry of the training targets; pasting must use the same.
     """
 
     def __init__(self, pooler: RegionPooler, head: MaskHead, *, geometry: MaskGeometry = "exact") -> None:
@@ -73,7 +73,7 @@ class MaskStage(nn.Module):
     ) -> Found:
         """Returns ``found`` with masks (N, D, M, M), probabilities of the detection's own class.
 
-        ``body`` are layers that the regions (R, C, S, S) go through before the head: a tail shared with the boxes.
+        ``body``, a tail shared with the boxes, runs on the regions (R, C, S, S) before the head.
         """
         boxes, labels = found.boxes, found.labels
         logits = self._logits(features, boxes.flatten(0, 1), image_rows(boxes), labels.flatten(), body)
@@ -86,9 +86,9 @@ class MaskStage(nn.Module):
         targets: Targets,
         body: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Returns the loss ``mask`` of the positive regions of ``sample``: per pixel, of the object's class.
+        """Returns the loss ``mask`` of positive regions of ``sample``: cross-entropy per pixel, of the object's class.
 
-        Regions of objects without a mask have no part in it.
+        Regions of objects without a mask do not count.
 
         Raises:
             ValueError: targets without masks.

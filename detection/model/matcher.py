@@ -1,4 +1,4 @@
-"""Matching: which ground-truth box, if any, an anchor or a region is trained on.
+"""Matching: assigns a ground-truth box, or none, to each anchor or region.
 
 Source: Faster R-CNN, section 3.1.2 (anchors), and Fast R-CNN, section 2.3 (regions).
 Shapes: N images, M anchors or regions, G ground-truth boxes.
@@ -17,10 +17,10 @@ from detection.padded import Targets
 __all__ = ["Matcher", "Matches"]
 
 # Boxes whose IoU with an object is the best up to this factor tie. Rounding alone makes 1e-6: equal anchors at other
-# places of the image differ by that, and which of them is best would be chance.
+# places of the image differ by that, and the best of them would be random.
 TIE = 1 - 1e-4
 
-# A matrix of boxes with objects is computed for so many objects at a time that it has at most this many elements
+# The matrix of objects with boxes is computed for a part of the objects at a time, with at most this many elements
 # (256 MiB of float32).
 MAX_ELEMENTS = 1 << 26
 
@@ -42,7 +42,7 @@ class Matcher:
         positive_iou: at least this makes a positive.
         negative_iou: below this makes a negative; between the two a box is ignored.
         negative_iou_low: below this a box is no negative either (Fast R-CNN's hard-negative heuristic, 0.1 on VOC).
-        match_best: also the best box of every object is positive, ties included, however low its IoU.
+        match_best: the best box of every object is positive too, ties included, however low its IoU.
         ignore_overlap: a box with this share of its area in an ignored object is no negative.
     """
 
@@ -83,7 +83,7 @@ class Matcher:
     def _match(
         self, boxes: Tensor, targets: Targets, usable: Tensor, part: slice
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the best IoU, its row among ``part``, being the best of an object, lying in an ignored one."""
+        """Returns the best IoU, its row in ``part``, and whether a box is an object's best or in an ignored one."""
         objects, area, tiny = targets.boxes[:, part], areas(boxes)[:, None], torch.finfo(boxes.dtype).tiny
         common = intersection(objects, boxes)  # (N, g, M)
         hidden = ((common >= area * self.ignore_overlap) & targets.ignore[:, part, None]).any(dim=1)

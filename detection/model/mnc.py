@@ -1,6 +1,6 @@
 """Multi-task Network Cascades: boxes, then their masks, then the categories of both, and once more on better boxes.
 
-Where this differs from the paper is in docs/mnc.md: regions are pooled by RoIAlign, so no gradient reaches a box.
+docs/mnc.md lists the differences from the paper: regions are pooled by RoIAlign, so no gradient reaches a box.
 
 Source: Dai, He and Sun 2016, "Instance-aware Semantic Segmentation via Multi-task Network Cascades", sections 3 and 4.
 Shapes: N images, C channels, P proposals, R regions of all images, D detections, K classes, S side of the pooled
@@ -42,18 +42,18 @@ from detection.structures import Detections, ImageBatch, Target
 
 __all__ = ["MNC", "MaskLayers", "MaskedStage", "vote"]
 
-VOTERS = 32  # of a detection, the best ones: those after them have little weight
+VOTERS = 32  # the best voters of a detection; later ones have little weight
 
 
 class MaskLayers(nn.Module):
-    """Two fully connected layers from a pooled region to its mask, whatever its category.
+    """Two fully connected layers from a pooled region to its mask, the same for every category.
 
     Args:
         in_channels: C of the regions.
         pool_size: S.
         side: M.
-        channels: between the two.
-        geometry: of the masks' targets; masks must be pasted by the same.
+        channels: width between the two layers.
+        geometry: mask geometry of the targets; pasting must use the same.
     """
 
     def __init__(
@@ -88,18 +88,18 @@ class _MaskedOutput(RegionOutput):
 
 
 class MaskedStage(BoxStage):
-    """Masks of regions, and their categories and boxes from the regions whole and masked; several looks.
+    """Predicts masks of regions, then categories and boxes from the whole and the masked regions; one or two looks.
 
     Args:
-        pooler: regions of the feature maps, of a multiple of ``roi_size``.
-        head: of whole regions, pooled to ``roi_size``.
-        mask_head: of masked ones.
+        pooler: pools regions to a multiple of ``roi_size``.
+        head: runs on whole regions, pooled to ``roi_size``.
+        mask_head: runs on masked regions.
         predictor: takes the vectors of both.
-        layers: of the masks.
-        matcher, sampler, coder: as of a box stage.
+        layers: predict the masks.
+        matcher, sampler, coder: as in a box stage.
         roi_size: side of the regions that ``head`` takes.
         looks: 1 for the paper's 3 stages; 2 for 5, the second look being at the boxes that the first one moved.
-        smooth_l1_beta, box_loss_weight: of the box loss.
+        smooth_l1_beta, box_loss_weight: beta and weight of the box loss.
 
     Raises:
         ValueError: regions that can't be pooled to ``roi_size``.
@@ -158,7 +158,7 @@ class MaskedStage(BoxStage):
     def outputs(
         self, features: Sequence[Tensor], proposals: Regions, targets: Targets, sizes: Tensor, seeds: Tensor
     ) -> Iterator[RegionOutput]:
-        """Yields what each look says of its regions: drawn for the first, moved by the one before for the others.
+        """Yields each look's output for its regions: sampled for the first, refined by the one before for the others.
 
         Raises:
             ValueError: targets without masks.
@@ -205,13 +205,13 @@ class MaskedStage(BoxStage):
 
 
 class MNC(Architecture):
-    """Losses of images with targets, detections with masks of images without.
+    """Losses for images with targets, detections with masks for images without.
 
     Args:
         backbone: the trunk, whose features feed the RPN and the stage.
         rpn: proposals.
         box_stage: masks, scores and boxes of proposals.
-        postprocess: which regions become detections.
+        postprocess: selects the detections among the regions.
         vote_iou: a detection's mask is the mean, weighted by score, of the masks of all regions whose boxes overlap its
             box by at least this; None: the mask is its own.
     """
@@ -247,7 +247,7 @@ class MNC(Architecture):
         return losses
 
     def detect(self, images: ImageBatch, proposals: Regions | None = None) -> Found:
-        """Returns detections of all images, padded to equally many: a test as one graph."""
+        """Returns detections padded to the same number per image: a test as one graph."""
         features = self.features(images)
         own = self.rpn(features, images.sizes, self.normalize.padded(images)) if proposals is None else proposals
         scored, masks = self.box_stage.instances(features, own, images.sizes)
@@ -261,12 +261,12 @@ class MNC(Architecture):
         return [self.box_stage]
 
     def facts(self) -> dict[str, str]:
-        """Returns what a reader of a comparison must know of it beside its backbone, by name."""
+        """Returns the facts, by name, that a comparison lists besides the backbone."""
         return {"tail": f"{self.box_stage.looks} looks, each of two times {self.box_stage.describe()}"}
 
 
 def vote(found: Found, scored: ScoredBoxes, masks: Tensor, vote_iou: float) -> Tensor:
-    """Returns the masks (N, D, M, M) of ``found``, each the mean of those of the regions that overlap its box.
+    """Returns the masks (N, D, M, M) of ``found``, each the weighted mean of the masks of regions that overlap its box.
 
     Weights are the regions' scores of the detection's class.  A voter's mask is interpolated on the detection's cells.
 
@@ -274,7 +274,7 @@ def vote(found: Found, scored: ScoredBoxes, masks: Tensor, vote_iou: float) -> T
         found: detections whose boxes are among the regions.
         scored: P regions of each image, with one box each.
         masks: (N, P, M, M) of the regions, 0..1.
-        vote_iou: of the boxes, from which on a region votes.
+        vote_iou: least IoU of the boxes at which a region votes.
     """
     regions, side = scored.boxes[:, :, 0], masks.shape[-1]
     overlaps = iou(found.boxes, regions)  # (N, D, P)

@@ -1,4 +1,4 @@
-"""Pixels as a backbone takes them.
+"""Normalizes and pads pixels for a backbone.
 
 Shapes: N images, H W height and width of the padded batch.
 """
@@ -19,11 +19,11 @@ class Normalize(nn.Module):
     """Subtracts the mean, divides by the standard deviation and puts channels into the backbone's order.
 
     Args:
-        stats: of the weights that the backbone was trained with.
+        stats: mean, deviation and channel order of the backbone's weights.
         divisor: sides of the batch are padded to multiples of it.
 
     Attributes:
-        memory_format: of what it gives, which every later layer follows.
+        memory_format: memory format of the output, which every later layer follows.
     """
 
     mean: Tensor

@@ -33,7 +33,7 @@ __all__ = ["Dense", "DenseHead", "LossScale", "Normalizer", "OneStage", "Picked"
 
 Normalizer = Literal["image", "batch", "running"]
 
-RUNNING_START, RUNNING_SHARE = 100.0, 0.1  # positives of a batch; of a step in the mean.  Source: Detectron2
+RUNNING_START, RUNNING_SHARE = 100.0, 0.1  # initial positives of a batch; share of a step in the mean.  Detectron2's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +41,15 @@ class Dense:
     """Settings that the heads of all one-stage detectors have.
 
     Attributes:
-        convs: of each of the two towers, one before the classes and one before the boxes.
-        norm: after each of them; None for none.
-        prior: probability that every class begins with.
-        alpha: weight of the own class in the focal loss; of the others 1 - alpha.
-        gamma: exponent of the focal loss, which lowers the loss of what is known well.
-        normalizer: by what the losses are divided: "image" and "batch", the positives of each image or of all;
-            "running", a mean of the latter over the steps.
-        box_loss_weight: of the loss of the boxes.
-        best: scores of a level that enter NMS.
+        convs: number of convolutions in each of the two towers, for classes and for boxes.
+        norm: layer after each of them; None for none.
+        prior: initial probability of every class.
+        alpha: weight of the true class in the focal loss; that of the others is 1 - alpha.
+        gamma: exponent of the focal loss, which lowers the loss of easy examples.
+        normalizer: divisor of the losses: "image" and "batch", the number of positives of each image or of the batch;
+            "running", the running mean of the latter.
+        box_loss_weight: weight of the box loss.
+        best: number of a level's best scores that enter NMS.
     """
 
     convs: int = 4
@@ -62,12 +62,12 @@ class Dense:
     best: int = 1000
 
     def class_loss(self, logits: Tensor, labels: Tensor, matches: Matches, scale: Tensor) -> Tensor:
-        """Returns the focal loss of ``logits`` (N, M, K) of what is not ignored.
+        """Returns the focal loss of ``logits`` (N, M, K), without ignored boxes.
 
         Args:
             logits: as above.
             labels: (N, M) of the positives.
-            matches: of the M.
+            matches: matches of the M boxes.
             scale: (N, 1), the weight of each image.
         """
         weight = (matches.positive | matches.negative) * scale
@@ -81,7 +81,7 @@ class LossScale(nn.Module):
     one's.  Only training moves it.
 
     Args:
-        normalizer: as that of ``Dense``.
+        normalizer: as in ``Dense``.
     """
 
     positives: Tensor  # scalar, mean number in a batch
@@ -93,7 +93,7 @@ class LossScale(nn.Module):
             self.register_buffer("positives", torch.tensor(RUNNING_START))
 
     def forward(self, positive: Tensor) -> Tensor:
-        """Returns the weights (N, 1) of images of which ``positive`` (N, M) bool are positive; called once a step."""
+        """Returns the loss weights (N, 1) of images with positives ``positive`` (N, M) bool; called once per step."""
         counts = positive.sum(dim=1, keepdim=True)
         if self.normalizer == "image":
             return 1 / (counts.clamp(min=1) * len(positive))
@@ -111,9 +111,9 @@ class DenseHead(nn.Module, ABC):
     Args:
         in_channels: C of every level.
         num_classes: K.
-        boxes: A, of a cell.
-        settings: of all one-stage detectors.
-        bias: convolutions have one before a norm too.
+        boxes: A, boxes per cell.
+        settings: settings of all one-stage detectors.
+        bias: convolutions have a bias before a norm too.
     """
 
     def __init__(self, in_channels: int, *, num_classes: int, boxes: int, settings: Dense, bias: bool = False) -> None:
@@ -143,7 +143,7 @@ class DenseHead(nn.Module, ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """Returns what a reader of a comparison must know of it."""
+        """Returns a short description for comparisons."""
 
     def logits(self, feature: Tensor) -> Tensor:
         """Returns logits (N, M_l, K) of a level (N, C, H, W); the layer's rows of a class lie together."""
@@ -153,12 +153,12 @@ class DenseHead(nn.Module, ABC):
 
 
 class OneStage(Architecture):
-    """Losses of images with targets, detections of images without.
+    """Losses for images with targets, detections for images without.
 
     Args:
         backbone: the trunk; its features, finest first, feed the head.
-        head: what is where.
-        postprocess: which of it become detections.
+        head: predicts classes and boxes.
+        postprocess: selects the detections among them.
         clip_first: boxes are clipped to the image before NMS; else after it.
     """
 
@@ -185,17 +185,17 @@ class OneStage(Architecture):
         """Returns losses by name if there are targets, else each image's detections, in pixels of ``images``.
 
         Raises:
-            ValueError: ``proposals``, which it has no use for.
+            ValueError: ``proposals`` are given, which it does not use.
         """
         if proposals is not None:
-            raise ValueError(f"{self.name} has no use for proposals; choose architecture faster_rcnn for them")
+            raise ValueError(f"{self.name} takes no proposals; choose architecture faster_rcnn for them")
         if targets is None:
             return self.detect(images).ragged()
         targets = self.padded_targets(images, targets)
         return self.head.losses(self.features(images), images.sizes, self.normalize.padded(images), targets)
 
     def detect(self, images: ImageBatch) -> Found:
-        """Returns detections of all images, padded to equally many: a test as one graph."""
+        """Returns detections padded to the same number per image: a test as one graph."""
         found = self.head(self.features(images), self.normalize.padded(images))
         clipped = clip(found.boxes, images.sizes)
         valid = (found.scores > self.postprocess.score_threshold) & not_empty(clipped)
@@ -204,11 +204,11 @@ class OneStage(Architecture):
         return found if self.clip_first else replace(found, boxes=clip(found.boxes, images.sizes))
 
     def head_modules(self) -> list[nn.Module]:
-        """Returns the part that stands on the backbone."""
+        """Returns the head."""
         return [self.head]
 
     def facts(self) -> Mapping[str, str]:
-        """Returns what a reader of a comparison must know of it beside its backbone, by name."""
+        """Returns the facts, by name, that a comparison lists besides the backbone."""
         return {"head": self.head.describe()}
 
 
@@ -224,7 +224,7 @@ class Picked:
 def pick(scores: Tensor, count: int) -> Picked:
     """Returns the ``count`` best of the ``scores`` (N, M_l, K) of a level, or all, in the order of their places.
 
-    Ties of what NMS compares are then decided by their places, whatever the batch.
+    NMS then breaks ties by position, independently of the batch.
     """
     flat, classes = scores.flatten(1), scores.shape[2]
     columns = flat.topk(min(count, flat.shape[1]), dim=1).indices.sort(dim=1).values

@@ -1,7 +1,6 @@
-"""Panoptic FPN's branch for stuff: labels of every pixel, from the pyramid that boxes and masks are found on.
+"""Panoptic FPN's semantic branch: labels of every pixel, from the same pyramid as boxes and masks.
 
-Things are one class of it, the first: where in them a pixel lies, the masks say.  The merging of both is in
-model/panoptic_merge.py.
+All things are its first class; the masks tell them apart.  model/panoptic_merge.py merges both.
 
 Source: "Panoptic Feature Pyramid Networks" (Kirillov et al. 2019), section 3; one class for all things as in
 Detectron2.
@@ -28,8 +27,8 @@ class LabelStage(nn.Module):
 
     Args:
         head: logits (N, 1 + S, h, w) of the pyramid's levels.
-        num_things: how many labels of the label maps, the first ones, are things.
-        loss_weight: beside 1 of the losses of boxes and masks.
+        num_things: number of things, which are the first labels of the label maps.
+        loss_weight: weight of its loss; those of boxes and masks have 1.
     """
 
     def __init__(self, head: LabelHead, *, num_things: int, loss_weight: float) -> None:

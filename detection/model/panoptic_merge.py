@@ -24,10 +24,10 @@ class Merging:
     """The rule and its thresholds.
 
     Attributes:
-        num_things: how many labels, the first ones, are things.
+        num_things: number of things, which are the first labels.
         instance_score: least score of an object.
         overlap: share of an object's mask that better ones may have taken; above it the object is left out.
-        stuff_area: least pixels of the stored image that a class of stuff has in what objects left.
+        stuff_area: least number of pixels of the stored image, outside objects, of a class of stuff.
     """
 
     num_things: int

@@ -1,4 +1,4 @@
-"""PointRend: a coarse mask of every region, and its outline drawn point by point.
+"""PointRend: a coarse mask of every region, and its outline refined point by point.
 
 Source: "PointRend: Image Segmentation as Rendering" (Kirillov et al. 2020), sections 3 and 4; what the paper leaves
 open as in Detectron2's projects/PointRend.
@@ -30,11 +30,11 @@ class PointSettings:
     """The settings of point sampling.
 
     Attributes:
-        train_points: of a region, that a step learns from.
-        oversample: so many times as many are drawn, of which the most uncertain are taken.
-        importance: share of the points that are taken so; the others are uniform.
+        train_points: points of a region that a step trains on.
+        oversample: factor by which more points are sampled, of which the most uncertain are kept.
+        importance: share of the points chosen by uncertainty; the others are uniform.
         steps: doublings of the coarse mask's side in a test.
-        test_points: of a detection, the most uncertain ones, that each of them looks at.
+        test_points: the most uncertain points of a detection that each of these doublings predicts.
     """
 
     train_points: int = 14 * 14
@@ -122,8 +122,8 @@ class PointStage(nn.Module):
         coarse: head of the coarse masks.
         points: head of the points.
         stride: pixels of the image per cell of the feature map.
-        settings: how points are drawn.
-        geometry: of the coarse masks' targets; masks must be pasted by the same.
+        settings: settings of point sampling.
+        geometry: mask geometry of the coarse targets; pasting must use the same.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class PointStage(nn.Module):
     ) -> dict[str, Tensor]:
         """Returns the losses ``mask``, of coarse masks, and ``mask_point``, of points, of positives of ``sample``.
 
-        Both are the mean cross-entropy of the object's class; regions of objects without a mask have no part in them.
+        Both are the mean cross-entropy of the object's class; regions of objects without a mask do not count.
         ``seeds`` (N,) are those of the random points.
 
         Raises:
@@ -219,7 +219,7 @@ class PointStage(nn.Module):
         return at_least_single(self.points(fine.to(features.dtype), known.to(features.dtype)))
 
     def _first_side(self) -> int:
-        """Returns the side up to which every point would be looked at: no step before it is needed."""
+        """Returns the largest side at which a step would predict every point; no step before it is needed."""
         side = self.coarse.side
         while 4 * side**2 <= self.settings.test_points and side < self.side:
             side *= 2

@@ -1,4 +1,4 @@
-"""Features, masks and logits at points of regions, in at least single precision: their places need the digits.
+"""Samples features, masks and logits at points of regions, in at least single precision, as positions need it.
 
 Points are (..., 2), x and y as shares 0..1 of the side of their region.
 Source: PointRend (Kirillov et al. 2020), section 3.
@@ -16,11 +16,11 @@ from detection.model.select import hash32
 
 __all__ = ["drawn_points", "grid_points", "on_image", "sample_features", "sample_masks", "sample_regions"]
 
-POINTS = 3  # use of random numbers
+POINTS = 3  # stream of random numbers, see ``hash32``
 
 
 def grid_points(side: int, like: Tensor) -> Tensor:
-    """Returns the centres (side * side, 2) of the cells of a region, row by row, where ``like`` lies."""
+    """Returns the centres (side * side, 2) of the cells of a region, row by row, on the device of ``like``."""
     centres = (torch.arange(side, dtype=like.dtype, device=like.device) + 0.5) / side
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)
@@ -42,7 +42,7 @@ def on_image(points: Tensor, boxes: Tensor) -> Tensor:
 def sample_features(features: Tensor, places: Tensor, stride: int) -> Tensor:
     """Returns (N, C, R, P), interpolated from the feature map (N, C, H, W) at ``places`` (N, R, P, 2) in pixels.
 
-    Outside the map there are zeros.
+    Outside the map features are 0.
     """
     height, width = features.shape[-2:]
     extent = places.new_tensor([width * stride, height * stride])
@@ -57,7 +57,7 @@ def sample_regions(regions: Tensor, points: Tensor) -> Tensor:
 def sample_masks(masks: Tensor, places: Tensor, rows: Tensor) -> Tensor:
     """Returns (R, P) in 0..1, interpolated from the ``masks`` (M, H, W) bool at ``places`` (R, P, 2) in their pixels.
 
-    ``rows`` (R,) tell which mask is a region's. Outside the image there is none.
+    ``rows`` (R,) tell which mask is a region's. Outside the image the mask is 0.
     """
     total = places.new_zeros(places.shape[:2])
     if not len(masks):  # there is nothing to look up, and all regions are padding

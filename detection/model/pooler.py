@@ -49,7 +49,7 @@ class RegionPooler(nn.Module):
             raise ValueError(f"the strides of a pyramid double from level to level, got {self.strides}")
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
-        """Returns (R, C, S, S) from the levels (N, C, H, W), of which those beyond the pooler's are left aside.
+        """Returns regions (R, C, S, S) pooled from the levels (N, C, H, W); levels beyond the pooler's are ignored.
 
         Args:
             features: of each level.
@@ -97,8 +97,8 @@ class RegionPooler(nn.Module):
     def _align_on_cpu(self, levels: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
         """Computes torchvision's ``roi_align`` as sums of weighted cells, for which PyTorch uses all cores.
 
-        torchvision's own kernel for the CPU goes backward on one core, one channel at a time.  The cells of all levels
-        stand in one table, so that no level's boxes have to be picked out.
+        torchvision's CPU kernel runs backward on one core, one channel at a time.  The cells of all levels are in one
+        table, so that boxes need not be split by level.
         """
         shapes = [(feature.shape[2], feature.shape[3]) for feature in levels]
         table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in levels])  # (cells, C)
@@ -135,7 +135,7 @@ class RegionPooler(nn.Module):
             return (row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]).view(-1)
 
         made = [(cells(), cells), (weights(), weights)]
-        # A compiler chooses by itself what is made again.
+        # A compiler decides itself what to recompute.
         kept = nullcontext([tensor for tensor, _ in made]) if torch.compiler.is_compiling() else _made_again(made)
         with kept as (indices, shares):
             sums = F.embedding_bag(indices.view(-1, taps), table, per_sample_weights=shares.view(-1, taps), mode="sum")
@@ -150,7 +150,7 @@ def _runs_on_cpu(boxes: Tensor) -> bool:
 
 @contextmanager
 def _made_again(made: Sequence[tuple[Tensor, Callable[[], Tensor]]]) -> Iterator[list[Tensor]]:
-    """Gives tensors that a backward pass makes again, by the functions beside them, instead of keeping them."""
+    """Yields tensors that the backward pass recomputes by their functions instead of keeping them."""
     makers = {tensor.data_ptr(): make for tensor, make in made if tensor.numel()}
 
     def pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:

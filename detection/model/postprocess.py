@@ -1,4 +1,4 @@
-"""Postprocessing of scored boxes: score threshold, NMS within each class, the best of what is left.
+"""Postprocessing of scored boxes: score threshold, NMS within each class, the best detections.
 
 Shapes: N images, P proposals, K classes, M candidates, D detections.
 """
@@ -25,7 +25,7 @@ class Postprocessor:
 
     Attributes:
         score_threshold: probability that a detection must exceed.
-        nms_iou: IoU above which the worse of two boxes of a class goes.
+        nms_iou: IoU above which the worse of two boxes of a class is removed.
         max_detections: per image.
         vote_iou: box voting: every detection's box becomes the mean, weighted by score, of all boxes of its class that
             overlap it by at least this IoU, those that NMS removed included; None for no voting.
@@ -65,8 +65,8 @@ class Postprocessor:
     def _candidates(self, scored: ScoredBoxes) -> Found:
         """Returns the scored boxes of all classes above the threshold that are not empty, region by region.
 
-        Ties of their scores are then decided by their places, whatever the batch: equal scores are usual, as regions
-        over the same cells have them.
+        Ties are then broken by position, independently of the batch: regions over the same cells often have equal
+        scores.
 
         Scores of a region add up to 1 at most, so no more than 1 / threshold of its classes are above it.
         """
@@ -98,8 +98,8 @@ def _vote(found: Found, voters: Found, vote_iou: float) -> Tensor:
 def _soften(candidates: Found, sigma: float, score_threshold: float, most: int) -> Tensor:
     """Returns the scores (N, M) that Soft-NMS leaves the ``most`` best of ``candidates``; -inf for the others.
 
-    A score only falls, and not once its box was the best of those that wait: boxes leave in the order of their final
-    scores, so that what leaves after the ``most`` first need not be known.
+    Scores only fall, and a box's score is final once it is the best of the remaining ones.  Boxes are thus taken in the
+    order of their final scores, and those after the first ``most`` need not be computed.
     """
     waiting = candidates.scores
     final = torch.full_like(waiting, -torch.inf)

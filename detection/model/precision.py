@@ -9,5 +9,5 @@ __all__ = ["at_least_single"]
 
 
 def at_least_single(x: Tensor) -> Tensor:
-    """Returns ``x`` in float32, or as it is in float64."""
+    """Returns ``x`` in float32; float64 stays."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -30,12 +30,12 @@ class RetinaNetHead(DenseHead):
 
     Args:
         in_channels: C of every level.
-        anchors: of each level, equally many a cell.
+        anchors: anchors of each level, equally many per cell.
         num_classes: K.
-        settings: of all one-stage detectors.
-        matcher: which object an anchor is trained on.
+        settings: settings of all one-stage detectors.
+        matcher: assigns an object to each anchor.
         use_giou: 1 - GIoU as loss of the boxes, else smooth L1 of the deltas.
-        smooth_l1_beta: of that.
+        smooth_l1_beta: beta of smooth L1.
     """
 
     def __init__(

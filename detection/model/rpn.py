@@ -25,7 +25,7 @@ from detection.padded import Regions, Targets
 
 __all__ = ["ANCHORS", "RPN", "ProposalFilter", "RPNHead", "places", "usable_anchors"]
 
-ANCHORS = 1  # use of random numbers
+ANCHORS = 1  # stream of random numbers, see ``hash32``
 
 
 class RPNHead(nn.Module):
@@ -54,12 +54,12 @@ class RPNHead(nn.Module):
 
 
 class ProposalFilter:
-    """A filter from decoded anchors to proposals: the best of each level, clipped, not tiny, after NMS.
+    """Selects proposals among decoded anchors: the best of each level, clipped, not tiny, after NMS.
 
     Args:
-        pre_nms: how many of a level's best scores enter NMS, which is done within each level.
-        post_nms: how many proposals an image keeps.
-        nms_iou: IoU above which the worse of two boxes goes.
+        pre_nms: number of a level's best scores that enter NMS, which runs within each level.
+        post_nms: number of proposals that an image keeps.
+        nms_iou: IoU above which the worse of two boxes is removed.
         min_size: shortest side, pixels of the resized image.
     """
 
@@ -89,7 +89,7 @@ class ProposalFilter:
         """
         boxes = clip(boxes, sizes)
         sides = boxes[..., 2:] - boxes[..., :2]
-        # Clipping may leave a side of 0, which no minimum but that must let through.
+        # Clipping may leave a side of 0, which even a minimum of 0 must not admit.
         large = (sides >= max(self.min_size, torch.finfo(sides.dtype).tiny)).all(dim=-1)
         scores = logits.masked_fill(~large, -torch.inf).flatten(0, 1)  # (N * L, T)
         kept = nms(boxes.flatten(0, 1), scores, None, self.nms_iou, self.post_nms)
@@ -104,10 +104,10 @@ class RPN(nn.Module):
     Args:
         anchors: those of each level.
         head: logits and deltas from a level.
-        matcher, sampler, coder: how anchors are labelled, drawn and encoded.
-        train_filter, test_filter: which boxes become proposals.
+        matcher, sampler, coder: label, sample and encode anchors.
+        train_filter, test_filter: select proposals in training and in a test.
         allow_outside: whether anchors that cross the image border are trained on.
-        smooth_l1_beta, box_loss_weight: of the box loss.
+        smooth_l1_beta, box_loss_weight: beta and weight of the box loss.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class RPN(nn.Module):
     ) -> tuple[Regions, dict[str, Tensor]]:
         """Returns training proposals, without a gradient, and the losses ``rpn_objectness`` and ``rpn_box``.
 
-        ``seeds`` (N,) are those of the random choice among each image's anchors.
+        ``seeds`` (N,) seed the sampling of each image's anchors.
         """
         level_logits, level_deltas = self._predict(features)
         anchors, logits, deltas = (
@@ -176,7 +176,7 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def _sample(self, anchors: Tensor, sizes: Tensor, targets: Targets, seeds: Tensor) -> tuple[Drawn, Tensor]:
-        """Returns the drawn anchors of each image, and the deltas (N, R, 4) wanted of the positive ones."""
+        """Returns the sampled anchors of each image, and the target deltas (N, R, 4) of the positive ones."""
         usable = usable_anchors(anchors, sizes, allow_outside=self.allow_outside)
         matches = self.matcher(anchors[None], targets, usable)
         drawn = self.sampler(matches.positive, matches.negative, hash32(seeds, places(anchors), ANCHORS))
@@ -206,9 +206,9 @@ def usable_anchors(anchors: Tensor, sizes: Tensor, *, allow_outside: bool) -> Te
 
 
 def places(anchors: Tensor) -> Tensor:
-    """Returns a number (M,) int64 in [0, 2**31) for each of ``anchors`` (M, 4), of its place and size alone.
+    """Returns a number (M,) int64 in [0, 2**31) for each of ``anchors`` (M, 4), from its place and size alone.
 
-    So what is drawn of an image does not depend on the padding of its batch, as the order of the anchors does.
+    Sampling by it does not depend on the padding of the batch, unlike the order of the anchors.
     """
     x1, y1, x2, y2 = (anchors * 16).long().unbind(1)
     return (x1 * 73856093 ^ y1 * 19349663 ^ x2 * 83492791 ^ y2 * 39916801) & 0x7FFFFFFF

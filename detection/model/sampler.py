@@ -28,7 +28,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class BalancedSampler:
-    """Draws up to ``count`` rows at random, of them at most ``positive_fraction`` positive; negatives fill the rest."""
+    """Samples up to ``count`` rows, at most ``positive_fraction`` of them positive; negatives fill the rest."""
 
     count: int
     positive_fraction: float
@@ -39,13 +39,13 @@ class BalancedSampler:
 
     @property
     def most_positives(self) -> int:
-        """How many of the drawn can be positive; these are the first columns."""
+        """The most rows that can be positive; they are the first columns."""
         return int(self.count * self.positive_fraction)
 
     def __call__(self, positive: Tensor, negative: Tensor, numbers: Tensor) -> Drawn:
-        """Draws the candidates with the smallest random numbers; R is the smaller of ``count`` and M.
+        """Selects the candidates with the smallest random numbers; R is the smaller of ``count`` and M.
 
-        Keys are integers that end in the column, so that no two are equal and every device draws the same.
+        Keys are integers that end in the column, so that no two are equal and every device selects the same.
 
         Args:
             positive: (N, M) bool; M is at most 2**24.

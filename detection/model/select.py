@@ -1,4 +1,4 @@
-"""Selection with fixed shapes: exact NMS, the best of a batch, and random numbers that need no generator.
+"""Selection with fixed shapes: exact NMS, top-k of a batch, and random numbers without a generator.
 
 A candidate that does not count has the score -inf.
 
@@ -21,9 +21,9 @@ from detection.boxes import iou
 
 __all__ = ["as_on_gpu", "gather_rows", "hash32", "nms", "pad_columns", "select_top", "single_below", "waiting_is_free"]
 
-# A GPU compares this many candidates of a group with each other, the best, before it looks whether that was enough.
+# Number of a group's best candidates that a GPU compares with each other before it checks whether they suffice.
 HEAD = 2048
-# Steps of the fixed point before it looks, and where they were too few. Dense boxes of smooth scores took 8 to 18.
+# Steps of the fixed point before this check, and steps if they were too few. Dense boxes of smooth scores took 8 to 18.
 STEPS = (16, 240)
 # Elements (groups * HEAD * HEAD) of a matrix of boxes with boxes: 1 GiB of float32, three times that at the peak.
 MAX_ELEMENTS = 1 << 28
@@ -33,7 +33,7 @@ _as_on_gpu = ContextVar("_as_on_gpu", default=False)
 
 @contextmanager
 def as_on_gpu() -> Iterator[None]:
-    """Takes the path of a GPU on any device, to count operators and waits and to compare results."""
+    """Uses the GPU code path on any device, to count operators and waits and to compare results."""
     token = _as_on_gpu.set(True)
     try:
         yield
@@ -51,16 +51,16 @@ def waiting_is_free(values: Tensor) -> bool:
 def nms(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float, wanted: int) -> Tensor:
     """Returns the scores (N, M) of the candidates that survive NMS in their group and class; -inf for the others.
 
-    Equal to torchvision's ``nms`` for each group and class, ties in score by position.  A CPU calls that in turn.  A
-    GPU takes the fixed point of "kept unless a kept better box overlaps it" for the best 2,048 of each group and waits
-    once, to see whether it was reached and whether ``wanted`` survive or no candidate is left; only where not, it tries
-    more steps and then works as a CPU.
+    Equal to torchvision's ``nms`` for each group and class, with ties in score broken by position.  A CPU calls that
+    for one after the other.  A GPU iterates the rule "kept unless a kept better box overlaps it" on the best 2,048 of
+    each group.  It waits once, to check that the result is final and that ``wanted`` survive or no candidate is left;
+    if not, it runs more steps, and then works like a CPU.
 
     Args:
         boxes: (N, M, 4).
         scores: (N, M).
         classes: (N, M) int64; boxes of different classes do not suppress each other. None: all are of one class.
-        iou_threshold: the worse of two boxes that overlap more goes.
+        iou_threshold: of two boxes that overlap more, the worse is removed.
         wanted: survivors of a group that are needed; what survives after them may be left out.
     """
     if scores.device.type == "cpu" and not _as_on_gpu.get():
@@ -98,7 +98,7 @@ def _one_by_one(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_thres
 
 
 def _fixed_points(boxes: Tensor, classes: Tensor | None, iou_threshold: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Applies greedy NMS to each group, as far as ``steps`` lead: as many as its longest chain of suppressions.
+    """Applies greedy NMS to each group by ``steps`` iterations; its longest chain of suppressions needs as many.
 
     Args:
         boxes: (N, M, 4), each group by falling score.
@@ -107,7 +107,7 @@ def _fixed_points(boxes: Tensor, classes: Tensor | None, iou_threshold: float, s
         steps: of the fixed point.
 
     Returns:
-        Suppressed (N, M) bool, and (N,) bool: that is final.
+        Suppressed (N, M) bool, and whether that is final, (N,) bool.
     """
     size = max(1, MAX_ELEMENTS // max(1, boxes.shape[1] ** 2))
     labels = [None] * max(1, len(boxes)) if classes is None else classes.split(size)
@@ -141,7 +141,7 @@ def single_below(value: float) -> float:
 def select_top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Returns the columns (N, P) of the best candidates, and their scores (N, P), -inf after the last that counts.
 
-    Ties go by position, on every device and whatever is asked for; ``topk`` promises no order.
+    Ties are broken by position, on every device and for every ``count``; ``topk`` guarantees no order.
 
     Args:
         scores: (N, M).
@@ -160,7 +160,7 @@ def hash32(seeds: Tensor, places: Tensor, stream: int) -> Tensor:
     Args:
         seeds: (N,) int64, of each image, in [0, 2**31).
         places: (M,) int64, of the candidates, in [0, 2**31).
-        stream: which use of random numbers this is.
+        stream: number of the use; each use has other random numbers.
     """
     state = (seeds[:, None] * 0x9E3779B1 + places[None] * 0x85EBCA77 + stream * 0xC2B2AE3D) & 0xFFFFFFFF
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):

@@ -1,4 +1,4 @@
-"""Networks that label every pixel: a head over the trunk's features, whose logits are brought to the image's size.
+"""Semantic segmentation networks: a head over the trunk's features, whose logits are resized to the image.
 
 Source: Long et al. 2015, "Fully Convolutional Networks for Semantic Segmentation", section 3.
 Shapes: N images, C channels, K classes, h w height and width of a feature map, H W those of the padded batch.
@@ -28,7 +28,7 @@ class LabelHead(nn.Module, ABC):
     """Scores of the classes in every cell.
 
     Attributes:
-        finest: the cells are those of the first feature; else of the last.
+        finest: the head predicts at the cells of the first feature; else of the last.
     """
 
     finest: ClassVar[bool] = False
@@ -42,18 +42,18 @@ class LabelHead(nn.Module, ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """Returns what a reader of a comparison must know of it."""
+        """Returns a short description for comparisons."""
 
 
 class SemanticNetwork(Architecture):
-    """Losses of images with label maps, the scores of each pixel of images without.
+    """Losses for images with label maps, scores of each pixel for images without.
 
     Args:
         backbone: the trunk; its features, finest first, feed the head.
         head: logits of the trunk's features.
-        auxiliary: a second head that is trained alone, over all features but the last; None for none.
-        loss_weight: of the head's loss.
-        aux_weight: of the second head's.
+        auxiliary: a second head, used in training only, over all features but the last; None for none.
+        loss_weight: weight of the head's loss.
+        aux_weight: weight of the second head's loss.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class SemanticNetwork(Architecture):
         """Returns scalar losses by name if there are targets, else the ``label_scores`` of each image, without objects.
 
         Raises:
-            ValueError: ``proposals``, which it has no use for, or targets without label maps.
+            ValueError: ``proposals`` are given, which it does not use, or targets have no label maps.
         """
         if proposals is not None:
-            raise ValueError("a network of label maps has no use for proposals; choose architecture faster_rcnn")
+            raise ValueError("a network of label maps takes no proposals; choose architecture faster_rcnn for them")
         if targets is None:
             return self.ragged(self.detect(images), images)
         targets = self.padded_targets(images, targets)
@@ -116,11 +116,11 @@ class SemanticNetwork(Architecture):
         )
 
     def head_modules(self) -> list[nn.Module]:
-        """Returns the part that stands on the backbone, without what is trained alone."""
+        """Returns the head, without the one for training only."""
         return [self.head]
 
     def facts(self) -> dict[str, str]:
-        """Returns what a reader of a comparison must know of it beside its backbone, by name."""
+        """Returns the facts, by name, that a comparison lists besides the backbone."""
         extra = "" if self.auxiliary is None else f"; a second head in training, weight {self.aux_weight:g}"
         spec = list(self.backbone.specs.values())[0 if self.head.finest else -1]
         return {"head": f"{self.head.describe()}, on stride {spec.stride}{extra}"}
@@ -136,7 +136,7 @@ def pixel_loss(logits: Tensor, targets: Targets, padded: tuple[int, int]) -> Ten
 
     Args:
         logits: of images of size ``padded``.
-        targets: with label maps (N, H, W), which may lack what ``padded`` has more at the right and at the bottom.
+        targets: with label maps (N, H, W), which may be smaller than ``padded`` at the right and at the bottom.
         padded: (height, width).
 
     Raises:

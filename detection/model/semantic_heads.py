@@ -1,4 +1,4 @@
-"""Heads of networks that label every pixel: FCN, DeepLabV3 and semantic FPN.
+"""Heads of semantic segmentation networks: FCN, DeepLabV3 and semantic FPN.
 
 Source: Long et al. 2015, "Fully Convolutional Networks for Semantic Segmentation", in torchvision's form; Chen et al.
 2017, "Rethinking Atrous Convolution for Semantic Image Segmentation", section 3.3; Kirillov et al. 2019, "Panoptic
@@ -31,7 +31,7 @@ class FCNHead(LabelHead):
         num_classes: K.
         channels: of the 3x3 convolution.
         norm: layer after it.
-        dropout: share of the values that a training step drops.
+        dropout: drop probability.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class DeepLabHead(LabelHead):
         channels: of every convolution.
         norm: layer after each.
         rates: dilations of the 3x3 branches.
-        dropout: share of the joined values that a training step drops.
+        dropout: drop probability of the joined values.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class DeepLabHead(LabelHead):
         return self.classes(self.conv(joined))
 
     def _whole(self, feature: Tensor, sizes: Tensor | None) -> Tensor:
-        """Returns (N, channels, 1, 1) of the mean over the cells of each image, those of the batch's padding left out.
+        """Returns the branch (N, channels, 1, 1) of the mean over the cells of each image, without the batch's padding.
 
         Raises:
-            ValueError: a training step of a single image, of which batch normalisation can't tell the variance.
+            ValueError: a training step has a single image, which has no variance for batch normalisation.
         """
         if self.training and len(feature) == 1 and any(type(part) is nn.BatchNorm2d for part in self.pooled):
             raise ValueError(

@@ -15,12 +15,12 @@ from detection.pages.plots import draw, legend, look
 
 __all__ = ["histogram", "shares", "sides_and_anchors"]
 
-MAX_POINTS = 1500  # of a cloud; more are drawn from
+MAX_POINTS = 1500  # points in a scatter plot; of more, a random sample is shown
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
 def shares(name: str, rows: Mapping[str, Mapping[str, float]], *, x_label: str) -> str:
-    """Returns horizontal bars: per row, from top to bottom, one of each series, as fractions drawn in percent."""
+    """Returns horizontal bars: one per series in each row, from top to bottom; fractions are drawn in percent."""
     series = list(dict.fromkeys(name for row in rows.values() for name in row))
     thick = 0.8 / max(len(series), 1)
 
@@ -41,9 +41,9 @@ def shares(name: str, rows: Mapping[str, Mapping[str, float]], *, x_label: str) 
 def histogram(
     name: str, series: Mapping[str, NDArray[np.floating]], edges: Sequence[float], *, x_label: str, y_label: str
 ) -> str:
-    """Returns how the values of each series spread over the bins between ``edges``, in percent of the series.
+    """Returns a histogram of each series over the bins between ``edges``, in percent of the series.
 
-    Values outside count with the first or the last bin. Edges that double are drawn equally far apart.
+    Values outside are counted in the first or last bin. Edges that double are drawn at equal distances.
     """
 
     def fill(axes: Axes) -> None:
@@ -63,7 +63,7 @@ def histogram(
 def sides_and_anchors(
     name: str, sides: NDArray[np.float64], reached: NDArray[np.bool_], anchors: Mapping[str, NDArray[np.float64]]
 ) -> str:
-    """Returns a cloud of objects with sides (M, 2) width and height, and the ``anchors`` (A, 2) of each name over it.
+    """Returns a scatter plot of objects by width and height (M, 2), with the ``anchors`` (A, 2) of each name over it.
 
     Objects that are not ``reached`` (M,) are marked.
     """
@@ -99,7 +99,7 @@ def _log_ticks(axes: Axes, which: str) -> None:
 
 
 def _squares(axes: Axes, series: Sequence[str]) -> None:
-    """Adds a legend of filled squares, where there are several series."""
+    """Adds a legend of filled squares if there are several series."""
     if len(series) > 1:
         handles = [
             axes.plot([], [], marker="s", linestyle="", color=look(number)[0], label=printable(name))[0]

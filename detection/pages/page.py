@@ -1,7 +1,7 @@
-"""A report as sections of text, tables and figures, and its two faces: one self-contained HTML page, and Markdown.
+"""A report of text, tables and figures, written as one self-contained HTML page and as Markdown.
 
-The HTML holds its figures and pictures and asks no network for anything; a few lines of script sort its tables, and it
-says the same without them.  The Markdown refers to files beside it.
+The HTML embeds its figures and pictures and needs no network; a few lines of script sort its tables.  The Markdown
+refers to files beside it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A paragraph that must not be overlooked: a conclusion, or (``warning``) something that went wrong."""
+    """A highlighted paragraph: a conclusion or, with ``warning``, a problem."""
 
     text: str
     warning: bool = False
@@ -68,15 +68,15 @@ class Links:
 
     @property
     def quoted(self) -> list[tuple[str, str]]:
-        """Names and paths as they stand in an address."""
+        """Names, and paths quoted for a URL."""
         return [(name, quote(path)) for name, path in self.targets]
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text under ``header``; the first cell of a row names it.  The others are numbers unless ``words``.
+    """Rows of text under ``header``; the first cell names the row, the others are numbers unless ``words``.
 
-    Columns of numbers can be sorted where there are several rows, unless their order means something (``fixed``).
+    Columns of numbers can be sorted if there are several rows, unless the order is ``fixed``.
     """
 
     caption: str
@@ -93,12 +93,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A plot as SVG text; ``name`` is unique on the page and becomes that of a file."""
+    """A plot as SVG text; ``name`` is unique on the page and names its file."""
 
     name: str
     svg: str
     caption: str
-    alt: str  # what it shows, for those who do not see it
+    alt: str  # text alternative of the plot
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -108,12 +108,12 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """JPEG pictures that belong together, one beside the other where there is room."""
+    """JPEG pictures that belong together, side by side if there is room."""
 
     name: str  # unique on the page
     jpegs: Sequence[bytes]
     caption: str
-    alts: Sequence[str]  # what each one shows
+    alts: Sequence[str]  # text alternative of each picture
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -122,7 +122,7 @@ class Pictures:
 
     @property
     def sources(self) -> list[tuple[str, str]]:
-        """Each picture as a data URI, and what it shows."""
+        """Each picture as a data URI, and its text alternative."""
         encoded = (f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" for jpeg in self.jpegs)
         return list(zip(encoded, self.alts, strict=True))
 
@@ -132,7 +132,7 @@ Block = Text | Notice | Code | Links | Table | Figure | Pictures
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and the blocks below it."""
 
     title: str
     blocks: Sequence[Block]
@@ -150,11 +150,11 @@ class Page:
     subtitle: str
     facts: Sequence[tuple[str, str]]  # name and value, under the title
     sections: Sequence[Section]
-    lead: Sequence[str] = ()  # the answer, in the first lines of all
+    lead: Sequence[str] = ()  # the answer, in the first lines of the page
 
 
 def write_page(page: Page, folder: Path, stem: str) -> Path:
-    """Writes STEM.html, STEM.md and the figures of the latter into ``folder``; gives the path of the HTML."""
+    """Writes STEM.html, STEM.md and its figures into ``folder``; returns the path of the HTML."""
     figures = folder / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     blocks = (block for section in page.sections for block in section.blocks)
@@ -166,7 +166,7 @@ def write_page(page: Page, folder: Path, stem: str) -> Path:
 
 
 def write_html(page: Page, path: Path) -> Path:
-    """Writes ``page`` to the one file ``path``, and gives it."""
+    """Writes ``page`` to the single file ``path`` and returns ``path``."""
     write_text(path, _html(page))
     return path
 
@@ -186,13 +186,13 @@ def _html(page: Page) -> str:
 
 
 def _inline(svg: str) -> Markup:
-    """Returns ``svg`` without a size of its own, so that it takes that of its box."""
+    """Returns ``svg`` without its own size, so that it takes that of its box."""
     root, end, rest = svg.partition(">")
     return Markup(re.sub(r' (?:width|height)="[^"]*"', "", root) + end + rest)  # made here, of escaped text
 
 
 def _groups(blocks: Sequence[Block]) -> list[list[Block]]:
-    """Returns ``blocks`` with neighbours of the same kind together where these stand side by side on a wide page."""
+    """Groups neighbouring ``blocks`` of a kind that are shown side by side on a wide page."""
     groups: list[list[Block]] = []
     for block in blocks:
         if groups and isinstance(block, (Figure, Pictures)) and type(block) is type(groups[-1][0]):
@@ -244,7 +244,7 @@ def _cell(text: str) -> str:
 
 
 def _file_stem(name: str) -> str:
-    """Returns ``name`` as that of a file; where characters had to go, names that differ still do."""
+    """Returns ``name`` as a file name; different names stay different even if characters are removed."""
     stem = re.sub(r"[^\w.+-]", "_", name)[:50]
     return stem if stem == name else f"{stem}-{digest(name)[:8]}"
 

@@ -1,4 +1,4 @@
-"""Photographs of a page: their size, their JPEGs, and frames around what they are shown for."""
+"""Photographs of a page: their size, their JPEGs, and frames around regions of interest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["MARK", "framed", "jpeg", "page_scale"]
 
 SIDE = 480  # pixels of the longer side of a picture
 QUALITY = 82  # of the JPEG
-MARK = (255, 0, 200)  # of what is to be looked at: in no class's colour, and easy to see on most pictures
+MARK = (255, 0, 200)  # colour of frames: not a class colour, and visible on most pictures
 MARGIN = 4  # pixels between a box and its frame
 
 
@@ -22,7 +22,7 @@ def page_scale(shape: tuple[int, ...]) -> float:
 def framed(canvas: NDArray[np.uint8], boxes: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Returns a copy of ``canvas`` (H, W, 3) RGB with a frame around each of ``boxes`` (M, 4).
 
-    A box that reaches over the border is framed as far as it can be seen.
+    A box that crosses the border is framed as far as it is visible.
     """
     canvas = canvas.copy()
     height, width = canvas.shape[:2]

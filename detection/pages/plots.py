@@ -1,7 +1,7 @@
-"""Figures as SVG text, drawn to be read at the width of a phone and in black and white.
+"""Figures as SVG text, readable at the width of a phone and in black and white.
 
-Colours are those of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers tell apart; every series
-also has a marker or a line style of its own.  All values come as fractions 0..1 and are drawn in percent.
+Colours are those of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers can distinguish; every
+series also has a marker or a line style of its own.  All values come as fractions 0..1 and are drawn in percent.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """Something that costs ``cost`` and reaches ``value``, with its interval; on the Pareto front or not."""
+    """A point of ``cost`` and ``value`` with its interval, on the Pareto front or not."""
 
     name: str
     cost: float
@@ -138,10 +138,10 @@ def lines(
     Args:
         name: unique on a page.
         series: name -> its curves.
-        x_label: of the axis.
-        y_label: of the axis.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
         percent: y is a fraction 0..1, and is drawn in percent from 0 to 100.
-        limit: where y ends, for losses that start far up.
+        limit: upper end of y, for losses that start high.
     """
 
     def fill(axes: Axes) -> None:
@@ -189,7 +189,7 @@ def _wrapped(label: str) -> str:
 
 
 def _label(axes: Axes, points: Sequence[Point]) -> None:
-    """Writes the name of each point beside it, where it covers no other name."""
+    """Writes the name of each point beside it, unless it covers another name."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     taken: list[tuple[float, float, float]] = []  # left, bottom and width of a name, in points
     for point in sorted(points, key=lambda point: point.cost):
@@ -204,7 +204,7 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _covers(x: float, y: float, width: float, taken: Sequence[tuple[float, float, float]]) -> bool:
-    """Returns whether a name at (x, y) covers one of those (left, bottom, width) that stand already."""
+    """Returns whether a name at (x, y) covers one of the existing names (left, bottom, width)."""
     return any(x < left + other and left < x + width and abs(y - bottom) < LINE_HEIGHT for left, bottom, other in taken)
 
 
@@ -228,7 +228,7 @@ def _dot(
 
 
 def legend(axes: Axes, series: Sequence[tuple[str, tuple[str, str, Any]]], *, lines: bool = False) -> None:
-    """Draws the legend above the axes, where it hides nothing."""
+    """Draws the legend above the axes, so that it hides nothing."""
     series = [(printable(name), look) for name, look in series]
     handles = [
         axes.plot(
@@ -243,7 +243,7 @@ def legend(axes: Axes, series: Sequence[tuple[str, tuple[str, str, Any]]], *, li
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """Leaves figures empty, for a page whose text and tables alone are looked at: drawing takes most of its time."""
+    """Leaves figures empty, as drawing takes most of the time of a page of which only text and tables are needed."""
     token = _drawn.set(False)
     try:
         yield
@@ -252,7 +252,7 @@ def undrawn() -> Iterator[None]:
 
 
 def draw(name: str, fill: Callable[[Axes], None], *, height: float) -> str:
-    """Returns the SVG that ``fill`` makes; identifiers are made from ``name``, so that figures share a page."""
+    """Returns the SVG that ``fill`` draws; identifiers derive from ``name``, so that they are unique on a page."""
     if not _drawn.get():
         return "<svg></svg>"
     stream = io.StringIO()
@@ -265,7 +265,7 @@ def draw(name: str, fill: Callable[[Axes], None], *, height: float) -> str:
 
 
 def _plain(svg: str) -> str:
-    """Returns ``svg`` from its root element on, without metadata and without identifiers that nothing refers to."""
+    """Returns the root element of ``svg``, without metadata and unused identifiers."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     return re.sub(r'(<\w+) id="[\w.]+_\d+"', r"\1", svg)  # in tags only: text may hold the same

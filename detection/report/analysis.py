@@ -1,6 +1,6 @@
-"""The errors of one run, or differences of runs on the same images: OUTPUT/analysis.{html,md,json}.
+"""Analyses the errors of a run, or differences between runs on the same images: OUTPUT/analysis.{html,md,json}.
 
-Beside it the labels that the runs doubt, as files for annotation tools (report/label_errors.py).
+Also writes likely label errors as files for annotation tools (report/label_errors.py).
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ from detection.tasks.test import read_records
 
 __all__ = ["compare_records", "confusions_section", "write_analysis"]
 
-MAX_PICTURES = 4  # best, and as many worst
-CONFIDENT = 0.5  # score from which on a detection may contradict a label
-MAX_PAIRS = 16  # pairs of pictures, of all pairs of runs
+MAX_PICTURES = 4  # best images, and as many worst ones
+CONFIDENT = 0.5  # smallest score of a detection that may contradict a label
+MAX_PAIRS = 16  # pairs of pictures for all pairs of runs together
 MAX_CONFUSIONS = 12  # rows of the table
 
 
 def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], None] = SCREEN.print) -> Path:
-    """Writes the analysis of one run directory or of several into ``output``; gives the path of the HTML page.
+    """Writes the analysis of one or several run directories to ``output``; returns the path of the HTML page.
 
     Args:
-        runs: with config.yaml, result.json and detections.json, of the same test images.
+        runs: directories with config.yaml, result.json and detections.json on the same test images.
         output: the folder to write into.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
-        ValueError: no run or one twice, broken files, or runs of different images or classes.
+        ValueError: no run, a repeated run, broken files, or runs with different images or classes.
     """
     read = {name: read_records(run, say=say) for name, run in zip(_names(runs), runs, strict=True)}
     index = next(index for index, _ in read.values())
@@ -107,21 +107,21 @@ def compare_records(
     labels: LabelClasses | None = None,
     wanted: Wanted | None = None,
 ) -> tuple[dict[str, Any], dict[str, Shown]]:
-    """Returns every number of an analysis, and what the first seed of each run shows, where it finds objects.
+    """Returns all numbers of an analysis, and curves and matched objects of the first seed of each detector.
 
     Args:
         runs: name -> the records of each of its seeds.
         classes: name -> the class names of its records.
-        metrics: name -> what ``result_numbers`` says of its seeds.
+        metrics: name -> ``result_numbers`` of its seeds.
         voc_metric: the definition behind "VOC mAP".
-        boundary: also compare the figures of the boundaries of masks.
-        labels: the classes of label maps; None: there are none.
-        wanted: precision and recall for which a score is looked up; None: the usual ones.
+        boundary: also compare boundary AP of masks.
+        labels: the classes of label maps; None without label maps.
+        wanted: precision and recall to find the score threshold for; None: the defaults.
 
     Raises:
-        ValueError: runs of different images, objects or classes, or fewer than two images.
+        ValueError: different images, objects or classes in two runs, or fewer than two images.
     """
-    # First of all: this refuses runs that can't be compared.
+    # First, as this rejects runs that can't be compared.
     comparison = compare_runs(runs, classes, voc_metric=voc_metric, boundary=boundary, labels=labels)
     of_objects = tuple(next(iter(classes.values())))
     names = of_objects if labels is None else labels.names
@@ -153,7 +153,7 @@ def compare_records(
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """Returns the last parts of the paths of ``runs``, as many as tell them apart."""
+    """Returns the shortest unique endings of the paths of ``runs``."""
     resolved = [run.resolve() for run in runs]
     if not runs or len(set(resolved)) < len(runs):
         raise ValueError(f"an analysis takes run directories, each once, got {', '.join(map(str, runs)) or 'none'}")
@@ -162,7 +162,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _ranking(shown: Shown) -> dict[str, Any]:
-    """Returns every image from best to worst, at the run's threshold."""
+    """Ranks all images from best to worst, at the score threshold of the run."""
     return {
         "ranking": [
             {
@@ -179,7 +179,7 @@ def _ranking(shown: Shown) -> dict[str, Any]:
 
 
 def _label_errors(numbers: dict[str, Any], index: AnnotationIndex, shown: Mapping[str, Shown], output: Path) -> Section:
-    """Adds the labels that the runs doubt to ``numbers``, writes them to ``output`` and returns their section."""
+    """Adds likely label errors to ``numbers``, writes them to ``output`` and returns their section."""
     if not shown:
         return Section("Labels", [])
     suspects, records = _suspects(shown), next(iter(shown.values())).records
@@ -189,7 +189,7 @@ def _label_errors(numbers: dict[str, Any], index: AnnotationIndex, shown: Mappin
 
 
 def _suspects(shown: Mapping[str, Shown]) -> list[Suspect]:
-    """Returns the labels that all runs together doubt, where their detections are confident."""
+    """Returns the labels that confident detections of all runs together contradict."""
     return find_label_errors([run.records for run in shown.values()], min_score=CONFIDENT)
 
 
@@ -257,7 +257,7 @@ def confusions_section(numbers: dict[str, Any]) -> Section:
 
 
 def _confused_pixels(name: str, pixels: Sequence[Sequence[int]], class_names: Sequence[str]) -> list[Block]:
-    """Returns the classes that are mistaken for each other most, by pixels."""
+    """Returns the most frequent confusions of classes, by pixels."""
     counts = np.array(pixels, np.int64)  # (K, K + 1)
     found = _largest_confusions(counts, [*class_names, "nothing"])
     of_class = dict(zip(class_names, counts.sum(axis=1).tolist(), strict=True))
@@ -275,7 +275,7 @@ def _largest_confusions(counts: NDArray[np.int64], labels: Sequence[str]) -> lis
 
 
 def _images(name: str, numbers: dict[str, Any], index: AnnotationIndex, run: Shown) -> Section:
-    """Returns the images that go best and worst."""
+    """Returns the section with the best and worst images."""
     ranking = numbers["variants"][name]["ranking"]
     worst = ranking[::-1][:MAX_PICTURES]
     best = ranking[: max(0, min(MAX_PICTURES, len(ranking) - len(worst)))]

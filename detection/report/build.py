@@ -1,4 +1,4 @@
-"""A whole report, from the folder of a backbone experiment to OUTPUT/report/.
+"""Writes the report of an experiment from its folder to OUTPUT/report/.
 
 report.html    one self-contained page
 report.md      the same as Markdown, with figures/
@@ -27,20 +27,20 @@ from detection.report.verdict import lead
 
 __all__ = ["only_found_by", "report_page", "write_report"]
 
-MAX_PICTURES = 12  # pairs of pictures of a page, which stays under a few megabytes
+MAX_PICTURES = 12  # pairs of pictures per page, which keeps it below a few megabytes
 
 
 def write_report(output: Path, *, say: Callable[[str], None] = print) -> Path:
     """Writes the report of the experiment in the folder ``output`` and returns the path of its HTML page.
 
-    Variants appear with the seeds that have finished; runs without a result are listed.
+    Variants are shown with their finished seeds; runs without a result are listed.
 
     Args:
         output: the folder that resdet compare wrote.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
-        ValueError: no experiment there, broken files, or data that are not those that were tested.
+        ValueError: no experiment there, broken files, or data other than those that were tested.
     """
     experiment = read_experiment(output)
     evidence = gather(experiment, say=say)
@@ -56,7 +56,7 @@ def write_report(output: Path, *, say: Callable[[str], None] = print) -> Path:
 
 
 def report_page(numbers: dict[str, Any], pictures: Sequence[Pictures]) -> Page:
-    """Returns the page that says what ``numbers``, the content of report.json, say."""
+    """Returns the page that shows ``numbers``, the content of report.json."""
     heads = "heads" in numbers
     return Page(
         title=f"Backbones compared: {numbers['name']}",
@@ -82,7 +82,7 @@ def _facts(numbers: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _pictures(evidence: Evidence) -> list[Pictures]:
-    """Returns, for each pair and both ways, the images with most objects that one finds and the other misses."""
+    """Returns, for each pair in both directions, the images with most objects that one finds and the other misses."""
     pairs = [pair for pair in evidence.comparison.pairs if {pair.a, pair.b} <= {*evidence.shown}]
     ways = [way for pair in pairs for way in ((pair.a, pair.b), (pair.b, pair.a))]
     each = max(1, MAX_PICTURES // max(len(ways), 1))
@@ -99,7 +99,7 @@ def only_found_by(index: AnnotationIndex, shown: Mapping[str, Shown], a: str, b:
 
 
 def _both(index: AnnotationIndex, row: int, shown: Mapping[str, Shown], only: NDArray[np.bool_]) -> Pictures:
-    """Draws image ``row`` with the detections of two runs; objects ``only`` (G,) of the first are framed."""
+    """Draws image ``row`` with the detections of two runs, and frames around the objects ``only`` (G,) of the first."""
     a, b = shown
     jpegs = [
         picture(index, row, run.records[row], min_score=run.equal_score, marked=run.records[row].gt_boxes[only])

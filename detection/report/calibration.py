@@ -1,4 +1,4 @@
-"""The section on scores of a run: their calibration, and the score for a wished precision or recall."""
+"""The section on scores of a run: calibration, and the score threshold for a given precision or recall."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ALL = "all classes"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Precision and recall, fractions 0..1, for which a score is looked up."""
+    """Precision and recall, fractions 0..1, to find the score threshold for."""
 
     precision: float = 0.9
     recall: float = 0.9
 
 
 def calibration_numbers(matches: MatchedRecords, wanted: Wanted) -> dict[str, Any]:
-    """Returns the calibration of a run, and operating points of all classes together and of each; None for none."""
+    """Returns the calibration of a run, and its operating points for all classes and for each; None without any."""
     curves = matched_curves(matches)
     joined = joined_curve(curves)
     named = {ALL: joined, **dict(zip(matches.class_names, curves, strict=True))}
@@ -45,7 +45,7 @@ def calibration_numbers(matches: MatchedRecords, wanted: Wanted) -> dict[str, An
 
 
 def calibration_section(numbers: dict[str, Any]) -> Section:
-    """Returns the section "Scores" of the page with these ``numbers``; without objects there are none."""
+    """Returns the section "Scores" for ``numbers``; without objects it is empty."""
     variants = numbers["variants"]
     if not all("calibration" in variant for variant in variants.values()):
         return Section("Scores", [])

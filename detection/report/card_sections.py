@@ -1,4 +1,4 @@
-"""Sections of a model card on how a detector came to be: data, recipe, costs, licences."""
+"""Sections of a model card on the making of a detector: data, recipe, costs, licences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNRECORDED = "not recorded"
 
 
 def data_section(recorded: Recorded) -> Section:
-    """Returns the data sets with their counts at the newest start of the training, and where they come from."""
+    """Returns the section on data sets: counts at the newest start of the training, and sources."""
     counts, tested = recorded.starts[-1]["data"] if recorded.starts else {}, recorded.tested
     rows = [
         [
@@ -42,7 +42,7 @@ def data_section(recorded: Recorded) -> Section:
 
 
 def recipe_section(recorded: Recorded) -> Section:
-    """Returns how it was trained."""
+    """Returns the section on the training recipe."""
     config = recorded.checkpoint.config
     solver, source = config.solver, origin_of(config)[0]
     norm = f", norm {config.backbone.norm}" if config.backbone.norm else ""
@@ -69,7 +69,7 @@ def names(sets: Sequence[DataSet]) -> str:
 
 
 def costs_section(recorded: Recorded) -> Section:
-    """Returns what training and a test cost, as far as it was measured."""
+    """Returns the section on measured costs of training and test."""
     result: dict[str, Any] = {} if recorded.tested is None else dict(recorded.tested.result)
     hours, costs = recorded.hours, recorded.costs or {}
     latency = costs.get("latency_ms")
@@ -88,7 +88,7 @@ def costs_section(recorded: Recorded) -> Section:
 
 
 def licence_section(recorded: Recorded, licence: str | None) -> Section:
-    """Returns the licences of these weights, of those that they come from, and where those of the data stand."""
+    """Returns the section on licences of the weights, of the weights they start from, and of the data."""
     source, known = origin_of(recorded.checkpoint.config)
     origin = "none: trained from random weights" if source is None else f"{source}: {known or 'not known'}"
     rows = [["these weights", licence or "not stated"], ["weights that training started from", origin]]

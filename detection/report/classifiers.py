@@ -1,4 +1,4 @@
-"""Classifiers as an experiment compares them, and the report of such an experiment.
+"""Experiments with classifiers: their kind and their report.
 
 OUTPUT/report/report.md, comparison.json  see detection/classification/compare.py
 """
@@ -22,7 +22,7 @@ from detection.report.reading import ExperimentFolder, RunFolder, read_experimen
 
 __all__ = ["CLASSIFIERS", "write_classifier_report"]
 
-LAST = 0.1  # share of the training whose mean loss is shown
+LAST = 0.1  # last part of the training, over which the shown loss is averaged
 
 
 def _facts(config: ClassificationConfig, num_classes: int) -> dict[str, Any]:
@@ -51,12 +51,12 @@ CLASSIFIERS = Kind(
 
 
 def write_classifier_report(output: Path, *, say: Callable[[str], None]) -> Path | None:
-    """Writes the report of the experiment in the folder ``output``, of the runs that are done; returns its path.
+    """Writes the report on the finished runs of the experiment in the folder ``output``; returns its path.
 
-    With less than two variants there is nothing to compare: ``say`` is told so, and None comes back.
+    With fewer than two variants there is nothing to compare: reports that to ``say`` and returns None.
 
     Raises:
-        ValueError: no experiment there, a file that can't be read, or runs that were tested on other images.
+        ValueError: no experiment there, an unreadable file, or runs tested on different images.
     """
     experiment = read_experiment(output, [PER_IMAGE])
     done = {variant: runs for variant in experiment.variants if (runs := experiment.done(variant))}
@@ -91,14 +91,14 @@ def _costs(experiment: ExperimentFolder, done: dict[str, list[RunFolder]]) -> li
 
 
 def _last_loss(run: Path) -> list[float]:
-    """Returns the mean loss of the last tenth of ``run``; nothing where none is logged."""
+    """Returns the mean loss of the last tenth of ``run``; empty if no loss was logged."""
     steps, losses = read_metrics(run, "loss/total")
     last = [loss for step, loss in zip(steps, losses, strict=True) if step > (1 - LAST) * steps[-1]]
     return [statistics.fmean(last)] if last else []
 
 
 def _proof(plan: dict[str, Any]) -> list[str]:
-    """Returns what was equal, what changes along, and what the runs were made with."""
+    """Returns lines on equal settings, on settings that change with the variant, and on the environment of the runs."""
     environment = plan["environment"]
     lines = ["", "## What was equal", ""]
     lines += [f"Protocol {plan['protocol']['name']}, seeds {', '.join(map(str, plan['seeds']))}. "]

@@ -1,4 +1,4 @@
-"""A comparison of backbones from an experiment file to its report, under detectors or as classifiers."""
+"""Compares detectors or classifiers: from an experiment file to its report."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def run_comparison(
         path: a file of configs/experiments/.
         output: directory of all files; default: output/experiments/NAME.
         overrides: key=value changes of the base, for all variants.
-        placement: how many runs at once, and where; default: one.
-        retry_failed: go on with failed runs too.
-        only: number of the one run to take, of ``plan_comparison``; the report is left to the end.
-        train: false writes the report of what is there.
-        robustness: also test every finished run on corrupted images, where that has not been done.
-        say: takes lines to show.
+        placement: number of runs in parallel, and their GPUs; default: one run.
+        retry_failed: also continue failed runs.
+        only: number of a run in ``plan_comparison``; trains only this run.
+        train: train missing runs; false only writes the report of the finished ones.
+        robustness: also test every finished run on corrupted images, if that is missing.
+        say: called with each line of progress.
 
     Raises:
-        ValueError: an unfair experiment, test images that training sees, bad data or config, or a run that began with
-            another config.
-        StoppedError: Ctrl-C; the runs are saved.
+        ValueError: an unfair experiment, test images in the training set, bad data or config, or a run that was
+            started with another config.
+        StoppedError: Ctrl-C; checkpoints were saved.
     """
     comparison = _comparison(path, output, overrides, placement, needs_detectors="--robustness" if robustness else "")
     done = True
@@ -76,7 +76,7 @@ def run_comparison(
         if robustness:
             _corrupt(comparison.output, say)
     except KeyboardInterrupt as error:
-        raise StoppedError("the runs are saved; the same command resumes them") from error
+        raise StoppedError("checkpoints are saved; the same command continues") from error
     classifies = comparison.kind is CLASSIFIERS
     page = write_classifier_report(comparison.output, say=say) if classifies else write_report(comparison.output)
     if page is not None:
@@ -100,7 +100,7 @@ def plan_comparison(
     overrides: Sequence[str] = (),
     placement: Placement | None = None,
 ) -> str:
-    """Returns the table of runs with their hours, from timed steps; arguments as ``run_comparison``."""
+    """Returns the table of runs with their hours, from timed iterations; arguments as for ``run_comparison``."""
     return _comparison(path, output, overrides, placement).plan()
 
 
@@ -114,19 +114,19 @@ def plan_claims(
     gap: float = 1.0,
     overrides: Sequence[str] = (),
 ) -> str:
-    """Returns which true gap the experiment will claim, and what a smaller one takes.
+    """Returns the true gap that the experiment can show, and the seeds and images that a smaller gap needs.
 
     Args:
         path: as for ``run_comparison``.
-        output: as for ``run_comparison``; its own report is the pilot where no other noise is given.
+        output: as for ``run_comparison``; its own report is the pilot if no other noise is given.
         pilot: report.json of an experiment with the same noise.
-        stated: deviations in points, of one training and of a difference over the choice of images.
-        images: to test on; default: the pilot's, or those of data.test.
-        gap: in points, that is asked for.
+        stated: standard deviations in points: of one training, and of a difference over the choice of images.
+        images: number of test images; default: that of the pilot or of data.test.
+        gap: true gap in points.
         overrides: as for ``run_comparison``.
 
     Raises:
-        ValueError: no pilot and no stated noise, or bad files.
+        ValueError: neither a pilot nor stated noise, or bad files.
     """
     comparison = _comparison(path, output, overrides, needs_detectors="--plan")
     experiment = comparison.experiment
@@ -147,7 +147,7 @@ def _test_images(experiment: Experiment) -> int:
 
 
 def measure_costs(path: str | Path, output: Path | None = None, *, variant: str, overrides: Sequence[str] = ()) -> None:
-    """Measures the costs of one variant; arguments as ``run_comparison``."""
+    """Measures the costs of one variant; arguments as for ``run_comparison``."""
     comparison = _comparison(path, output, overrides)
     measure_variant(comparison.experiment, comparison.kind, comparison.output, variant)
 
@@ -160,9 +160,9 @@ def measure_latency(
     overrides: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> None:
-    """Times all variants at ``place``, and writes the report anew where the experiment has begun.
+    """Times all variants at ``place``, and rewrites the report if the experiment has begun.
 
-    Other arguments as ``run_comparison``.
+    Other arguments as for ``run_comparison``.
 
     Raises:
         ValueError: bad data or config, or weights that do not fit.
@@ -181,7 +181,7 @@ def _comparison(
     *,
     needs_detectors: str = "",
 ) -> Comparison[Any]:
-    """Returns the comparison of the file at ``path``; ``needs_detectors`` is an option that classifiers can't take."""
+    """Returns the comparison of the file at ``path``; ``needs_detectors`` names a given option that needs detectors."""
     file = find_config(path)
     experiment = load_experiment(file, overrides)
     kind = _kind(experiment)
@@ -197,6 +197,6 @@ def _comparison(
 
 
 def _kind(experiment: Experiment) -> Kind[Any]:
-    """Returns what the base describes: a classifier where it has the section of one."""
+    """Returns the kind of network of the base: a classifier if it has a section classification."""
     sections = section_names(experiment.base, experiment.overrides)
     return CLASSIFIERS if ClassificationConfig.program in sections else DETECTORS

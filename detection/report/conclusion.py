@@ -1,4 +1,4 @@
-"""What is proven of each pair of an experiment, and what it would take to know more."""
+"""Proven differences of each pair of an experiment, and the seeds or images that would tell more."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from detection.report.words import claimed, deciding, pair_name
 
 __all__ = ["claims_tables", "conclusion"]
 
-SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "VOC mAP", "mask AP")  # columns, where they are known
+SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "VOC mAP", "mask AP")  # columns, if known
 SHOWN_MAPS = ("PQ", "SQ", "RQ", "PQ things", "PQ stuff", "mIoU", "fwIoU", "pixel accuracy")  # of label maps, first
-EQUAL_DEVIATIONS = 0.05  # p-value below which pooling is warned of
+EQUAL_DEVIATIONS = 0.05  # p-value below which a warning about pooling is shown
 
 
 def conclusion(numbers: dict[str, Any]) -> Section:
-    """Returns the recipe, what is doubtful, the figure of all pairs and the planning of an experiment."""
+    """Returns the section with recipe, warnings, figure of all pairs, and planning of an experiment."""
     missing = [f"{run['variant']} seed {run['seed']} ({run['state']})" for run in numbers["unfinished"]]
     blocks: list[Block] = [Text(f"Recipe: {recipe(numbers)}.")]
     if missing:
@@ -30,7 +30,7 @@ def conclusion(numbers: dict[str, Any]) -> Section:
 
 
 def claims_tables(numbers: dict[str, Any]) -> list[Block]:
-    """Returns the differences of all pairs, one table for each of the two questions that can be answered."""
+    """Returns the differences of all pairs, a table for each of the two questions that can be answered."""
     pairs, level = numbers["pairs"], f"{100 * numbers['confidence']:g} %"
     families = (
         f"Points, with intervals that hold for all {len(pairs)} pairs together with {level}"

@@ -1,4 +1,4 @@
-"""What each variant of an experiment costs, and its accuracy against that."""
+"""Costs of each variant of an experiment, and accuracy against cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COSTS = {"gflops": "GFLOPs per image", "latency": "milliseconds per image, p50"}
 
 
 def cost_section(numbers: dict[str, Any]) -> Section:
-    """Returns what each variant costs, what it is worth, and the figures of accuracy against cost."""
+    """Returns the section with cost and accuracy of each variant, and figures of accuracy against cost."""
     trained = {name: variant for name, variant in numbers["variants"].items() if not variant["files"]}
     rows = [_cost_row(name, variant) for name, variant in trained.items()]
     notes = {v["costs"]["flops_note"] for v in numbers["variants"].values() if "flops_note" in v["costs"]}

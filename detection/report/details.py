@@ -1,6 +1,6 @@
-"""Sections that say where a difference lies: classes, types of errors, curves, pictures.
+"""Sections on the origin of a difference: classes, error types, curves, pictures.
 
-They serve the report of an experiment and the analysis of one run or two: ``numbers`` are those of either.
+Reports of experiments and analyses of runs use them; ``numbers`` are the numbers of either.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from detection.report.words import bar, claimed, deciding, differing, pair_name,
 
 __all__ = ["classes_section", "curves_section", "errors_section", "operating_figures", "pictures_section"]
 
-MAX_CLASSES = 20  # of a figure; the table has all
-MAX_COLUMNS, MAX_PAIRS = 7, 4  # of a table on a printed page, where differences are wide
+MAX_CLASSES = 20  # classes in a figure; the table shows all
+MAX_COLUMNS, MAX_PAIRS = 7, 4  # columns of a table on a printed page, as differences are wide
 
 T = TypeVar("T")
 ERROR_NAMES = {
@@ -61,13 +61,13 @@ def classes_section(numbers: dict[str, Any]) -> Section:
 
 
 def _class_table(numbers: dict[str, Any], caption: str, columns: Mapping[str, Callable[[str], str]]) -> Table:
-    """Returns a table with a row for each class, whose cells the ``columns`` give."""
+    """Returns a table with a row for each class and cells from ``columns``."""
     rows = [[label, *(cell(label) for cell in columns.values())] for label in numbers["class_names"]]
     return Table(caption, ["class", *columns], rows)
 
 
 def _parts(items: Sequence[T]) -> list[Sequence[T]]:
-    """Returns ``items`` in parts that fit beside each other on a printed page."""
+    """Splits ``items`` into parts that fit beside each other on a printed page."""
     return [items[start : start + MAX_PAIRS] for start in range(0, len(items), MAX_PAIRS)]
 
 
@@ -122,7 +122,7 @@ def errors_section(numbers: dict[str, Any]) -> Section:
 
 
 def _discovered(numbers: dict[str, Any], what: str) -> str:
-    """Returns which question the differences of many ``what`` answer, and how many false claims to expect."""
+    """Returns the question that the differences of many ``what`` answer, and the number of false claims to expect."""
     questions = {pair["question"] for pair in numbers["pairs"]}
     asked = {
         "methods": "of these methods, trained anew",
@@ -137,7 +137,7 @@ def curves_section(numbers: dict[str, Any]) -> Section:
 
 
 def operating_figures(numbers: dict[str, Any]) -> list[Block]:
-    """Returns precision against recall, and F1 against the score threshold; none of variants that find no objects."""
+    """Returns precision against recall, and F1 against the score threshold; empty for variants without objects."""
     variants = numbers["variants"]
     if not all("precision_at_recall" in variant for variant in variants.values()):
         return []

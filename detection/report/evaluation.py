@@ -1,4 +1,4 @@
-"""Detections of any program, judged and compared: OUTPUT/evaluation.{html,md,json}."""
+"""Evaluates and compares detections of any program: OUTPUT/evaluation.{html,md,json}."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _SECTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was written: the page, and every number of it."""
+    """The written page and all its numbers."""
 
     page: Path
     numbers: dict[str, Any]
 
     @property
     def tables(self) -> str:
-        """What a console shows."""
+        """Returns the tables to print."""
         variants = self.numbers["variants"]
         if len(variants) == 1:
             (variant,) = variants.values()
@@ -70,17 +70,17 @@ def write_evaluation(
     boundary: bool = False,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Judges detections in COCO's results format and writes the page into ``output``.
+    """Evaluates detections in COCO's results format and writes the page to ``output``.
 
     Args:
-        truth: annotations in COCO's format; no image is opened.
+        truth: annotations in COCO's format; images are not read.
         files: method -> one file of detections for each of its seeds.
         output: the folder to write into.
         voc_metric: the definition behind VOC mAP.
-        wanted: precision and recall for which a score is looked up.
-        keypoint_sigmas: of OKS, one for each keypoint; none: COCO's by their names, else 0.05.
-        boundary: also judge the boundaries of masks, where there are masks.
-        say: takes lines to show.
+        wanted: precision and recall to find the score threshold for.
+        keypoint_sigmas: sigma of OKS for each keypoint; empty: COCO's for its keypoint names, else 0.05.
+        boundary: also compute boundary AP, if there are masks.
+        say: called with each line of progress.
 
     Raises:
         ValueError: a file that can't be used; it is named, with its entries.
@@ -97,14 +97,14 @@ def write_map_evaluation(
     root: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Judges label maps and writes the page into ``output``.
+    """Evaluates label maps and writes the page to ``output``.
 
     Args:
         truth: a data set with label maps, CARD:SPLIT.
         files: method -> one folder of label images, or one file in COCO's panoptic format, for each of its seeds.
         output: the folder to write into.
-        root: folder of all data sets; None: the environment's.
-        say: takes lines to show.
+        root: data root; None: $RESDET_DATA_ROOT, else datasets/.
+        say: called with each line of progress.
 
     Raises:
         ValueError: a data set or files that can't be used; the file is named.
@@ -190,7 +190,7 @@ def _results(numbers: dict[str, Any]) -> Section:
 
 
 def _intervals_table(numbers: dict[str, Any]) -> Table:
-    """Returns every number with its interval, a row for each."""
+    """Returns a table with a row for each number and its interval."""
     variants = numbers["variants"].values()
     several = all(variant["methods"] for variant in variants)
     key = "methods" if several else "intervals"
@@ -206,7 +206,7 @@ def _intervals_table(numbers: dict[str, Any]) -> Table:
 
 
 def _numbers_table(numbers: dict[str, Any], section: str, what: str) -> Table:
-    """Returns the numbers of one section of the results: mean and deviation over seeds, the best mean in bold."""
+    """Returns a table of one section of the results: mean and deviation over seeds, the best mean in bold."""
     metrics = [metric for metric in METRICS if metric.key.startswith(f"{section}.") and metric.compute is None]
     rows, means = [], []
     for name, variant in numbers["variants"].items():

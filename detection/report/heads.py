@@ -1,4 +1,4 @@
-"""The first section of an experiment with heads: do the gains of backbones carry over?"""
+"""The first section of an experiment with heads: do gains of backbones carry over to other heads?"""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from detection.report.words import MINUS, bar, claimed, deciding, differing, pai
 
 __all__ = ["by_head", "heads_lead", "heads_section"]
 
-Entry = tuple[str, Mapping[str, Any]]  # what differs, and its value in every arm
+Entry = tuple[str, Mapping[str, Any]]  # setting that differs, and its value in every arm
 
 
 def heads_lead(numbers: dict[str, Any]) -> list[str]:
-    """Returns a line for every variant: its mean gain over the first one, and whether heads agree; what is left out."""
+    """Returns a line per variant (mean gain over the first, whether heads agree), and lines on omitted figures."""
     means = numbers["heads"]["means"]
     return [*(f"{mean['verdict']}." for mean in means if mean["a"] == means[0]["a"]), *left_out(numbers)]
 
 
 def heads_section(numbers: dict[str, Any]) -> Section:
-    """Returns the figure of each variant under each head, the gains, their means over heads, and how these differ.
+    """Returns the section with the figure of each variant under each head, gains, mean gains and their differences.
 
     Empty for an experiment without heads.
     """
@@ -57,10 +57,10 @@ def heads_section(numbers: dict[str, Any]) -> Section:
 
 
 def by_head(entries: Sequence[Entry], heads: Mapping[str, Mapping[str, str]]) -> dict[str, list[Entry]]:
-    """Returns ``entries`` by what they depend on, each with a value of every head, of every variant, or of every arm.
+    """Groups ``entries`` by what they depend on: the head, the variant, or the arm.
 
     Args:
-        entries: whose values are by arm.
+        entries: entries with a value per arm.
         heads: head -> variant -> arm.
     """
     variants = [*next(iter(heads.values()))]
@@ -82,7 +82,7 @@ def _is_one(values: Sequence[Any]) -> bool:
 
 
 def _question(numbers: dict[str, Any]) -> str:
-    """Returns which of the two questions all gains can answer."""
+    """Returns the question that all gains can answer, of the two."""
     claims = [*numbers["pairs"], *numbers["heads"]["means"]]
     return "methods" if all(claim["methods"] for claim in claims) else "detectors"
 
@@ -110,7 +110,7 @@ def _together(claims: Sequence[Any], level: str) -> str:
 
 
 def _gains(numbers: dict[str, Any], question: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns row -> pair -> claim about the figure: of every head, and the mean."""
+    """Returns row -> pair -> claim about the figure; rows are the heads and the mean."""
     found, figure = numbers["heads"], deciding(numbers)
     by_arms = {(pair["a"], pair["b"]): pair[question][figure] for pair in numbers["pairs"]}
     rows: dict[str, dict[str, dict[str, Any]]] = {

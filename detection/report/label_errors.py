@@ -1,4 +1,4 @@
-"""Likely label errors of the tested images: a section of the analysis, and files that annotation tools read.
+"""Likely label errors in the test images: a section of the analysis, and files for annotation tools.
 
 label_errors.json   COCO's format: the images with suspects, and all their labels as suggested; "suggestion" says which
                     are new ("add"), changed ("class", "box") or doubted ("remove"), and "score" how likely
@@ -27,9 +27,9 @@ from detection.visualize import draw_boxes
 __all__ = ["label_errors_section", "suspect_numbers", "write_suggestions"]
 
 MAX_LISTED = 50
-MAX_PICTURES = 6  # of each kind
-MAX_NAMED = 6  # suspects of a caption
-CONTEXT = 2.5  # sides of the box that a picture shows
+MAX_PICTURES = 6  # suspects of each kind
+MAX_NAMED = 6  # suspects in a caption
+CONTEXT = 2.5  # sides of the picture, in sides of the box
 LEAST_CONTEXT = 160  # pixels of the stored image
 SUGGESTIONS: dict[Kind, str] = {"missing": "add", "class": "class", "box": "box", "extra": "remove"}
 
@@ -37,7 +37,7 @@ SUGGESTIONS: dict[Kind, str] = {"missing": "add", "class": "class", "box": "box"
 def suspect_numbers(
     suspects: Sequence[Suspect], records: Sequence[Record], names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Returns the suspects, the likeliest first, as entries of analysis.json."""
+    """Returns the suspects as entries of analysis.json, the likeliest first."""
     return [
         {
             "kind": one.kind,
@@ -56,7 +56,7 @@ def suspect_numbers(
 def label_errors_section(
     suspects: Sequence[Suspect], index: AnnotationIndex, records: Sequence[Record], *, runs: int
 ) -> Section:
-    """Returns the likeliest suspects as pictures and as a table."""
+    """Returns the section with the likeliest suspects as pictures and table."""
     if not suspects:
         text = "No confident detection contradicts a label, and no object that is never found looks like a mistake."
         return Section("Likely label errors", [Text(text)])
@@ -113,7 +113,7 @@ def write_suggestions(
 
 
 def _suggested(suspects: Sequence[Suspect], record: Record, index: AnnotationIndex) -> list[dict[str, Any]]:
-    """Returns the labels of an image as COCO's annotations, changed as its suspects say."""
+    """Returns the labels of an image as COCO annotations, with the changes that its suspects suggest."""
     changed = {one.object: one for one in suspects if one.object is not None}
     labels = list[dict[str, Any]]()
     for number in range(len(record.gt_boxes)):
@@ -146,7 +146,7 @@ def _entry(box: NDArray[np.floating], label: int, index: AnnotationIndex, *, ign
 def _task(
     name: str, size: tuple[int, int], labels: Sequence[dict[str, Any]], index: AnnotationIndex, score: float
 ) -> dict[str, Any]:
-    """Returns a task of Label Studio with one prediction; its coordinates are percent of the image."""
+    """Returns a task of Label Studio with one prediction, whose coordinates are percent of the image."""
     names, (height, width) = dict(zip(index.category_ids, index.class_names, strict=True)), size
     result = []
     for label in labels:
@@ -168,7 +168,7 @@ def _words(one: Suspect, record: Record, names: Sequence[str]) -> str:
 
 
 def _drawn(suspects: Sequence[Suspect]) -> list[list[Suspect]]:
-    """Returns the suspects of each picture, of one kind and image; the likeliest first."""
+    """Groups suspects by picture (one kind and image), the likeliest first."""
     groups, kinds = dict[tuple[int, Kind], list[Suspect]](), dict.fromkeys(KINDS, 0)
     for one in suspects:
         if (one.row, one.kind) in groups:
@@ -180,9 +180,9 @@ def _drawn(suspects: Sequence[Suspect]) -> list[list[Suspect]]:
 
 
 def _picture(number: int, group: Sequence[Suspect], index: AnnotationIndex, record: Record) -> Block:
-    """Returns the surroundings of the suspects of one kind in one image.
+    """Draws the suspects of one kind in one image, with their surroundings.
 
-    Labels are thin white and framed where they are doubted, what is suggested has its class and score.
+    Labels are thin and white, doubted ones are framed, and suggestions have a class and a score.
     """
     kind, name, names = group[0].kind, Path(record.file_name).name, index.class_names
     said = ", ".join(f"{_words(one, record, names)} {one.score:.2f}" for one in group[:MAX_NAMED])
@@ -210,7 +210,7 @@ def _picture(number: int, group: Sequence[Suspect], index: AnnotationIndex, reco
 
 
 def _window(boxes: NDArray[np.floating], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Returns the part x1, y1, x2, y2 of an image of ``size`` around ``boxes`` (N, 4), 4 to 3 where there is room."""
+    """Returns the part x1, y1, x2, y2 of an image of ``size`` around ``boxes`` (N, 4), 4:3 if there is room."""
     (x1, y1), (x2, y2) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
     height = max(CONTEXT * max(x2 - x1, y2 - y1), LEAST_CONTEXT)
     width = height * 4 / 3

@@ -1,4 +1,4 @@
-"""The table of latencies that were measured on several machines."""
+"""The table of latencies on several machines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["latency_blocks"]
 
 
 def latency_blocks(places: Sequence[Mapping[str, Any]], variants: Sequence[str]) -> list[Block]:
-    """Returns a table with a column for each of ``places``, the files in latency/; nothing where there are none."""
+    """Returns a table with a column for each of ``places``, the files in latency/; empty without files."""
     if not places:
         return []
     rows = [[name, *(_cell(place["variants"].get(name)) for place in places)] for name in variants]

@@ -1,4 +1,4 @@
-"""RUN/README.md: a model card as the Hugging Face hub shows it, of what the run recorded and of nothing else.
+"""Writes RUN/README.md: a model card for the Hugging Face hub, only from what the run recorded.
 
 Source of the YAML at its head: https://huggingface.co/docs/hub/model-cards.
 """
@@ -29,8 +29,8 @@ from detection.report.words import percent_interval
 __all__ = ["card_text", "is_edited", "write_card"]
 
 MARK = re.compile(r"\n<!-- resdet card ([0-9a-f]{64}) -->\n\Z")
-UNKNOWN = "unknown"  # the hub's word for a licence that is not stated
-# Of the hub's identifiers, those that people give their weights; others are "other" with a name.
+UNKNOWN = "unknown"  # the hub's word for an unstated licence
+# The hub's identifiers that are usual for weights; any other licence becomes "other" with a name.
 LICENCES = (
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "cc0-1.0"),
     *("cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail", UNKNOWN),
@@ -46,16 +46,16 @@ SIZES = {"APs": "small (below 32 x 32 pixels)", "APm": "medium", "APl": "large (
 
 
 def write_card(run: Path, *, licence: str | None = None, repo: str | None = None, overwrite: bool = False) -> Path:
-    """Writes the card of the directory ``run``, and returns its path.
+    """Writes the model card of the directory ``run`` and returns its path.
 
     Args:
-        run: of a detector.
-        licence: of the weights; None: that of the card there, else not stated.
-        repo: NAME/REPO of the hub that its code loads from; None: ``run``.
-        overwrite: also a card that was edited.
+        run: run directory of a detector.
+        licence: licence of the weights; None: that of the card there, else not stated.
+        repo: NAME/REPO of the hub from which the example in the card loads; None: ``run``.
+        overwrite: also replace an edited card.
 
     Raises:
-        ValueError: no run, a run of another program, a damaged file, or a card that was edited.
+        ValueError: no run, a run of another program, a damaged file, or an edited card.
     """
     if not run.is_dir():
         raise ValueError(f"{run} is no directory of a run; give one such as output/photos")
@@ -67,7 +67,7 @@ def write_card(run: Path, *, licence: str | None = None, repo: str | None = None
 
 
 def is_edited(path: Path) -> bool:
-    """Returns true unless ``path`` is a card as ``write_card`` wrote it."""
+    """Returns true unless ``path`` is unchanged since ``write_card`` wrote it."""
     text = path.read_text(encoding="utf-8")
     mark = MARK.search(text)
     return mark is None or mark[1] != _digest(text[: mark.start()])
@@ -132,7 +132,7 @@ def _front_matter(recorded: Recorded, name: str, licence: str | None) -> dict[st
 
 
 def _index_entry(tested: Tested, name: str) -> dict[str, Any]:
-    """Returns the figures as the hub's leaderboards read them, in percent."""
+    """Returns the metrics in percent, in the form that the hub's leaderboards read."""
     known = figures(dict(tested.result))
     metrics = [
         {"type": key, "name": f"{'box ' * key.startswith('bbox.')}{named(key).name}, %", "value": round(100 * value, 2)}
@@ -219,7 +219,7 @@ def _results(recorded: Recorded, tested: Tested) -> Section:
 
 
 def _map_results(tested: Tested) -> list[Block]:
-    """Returns tables of label maps, panoptic ones first; none of detectors."""
+    """Returns tables of label maps, panoptic ones first; empty for detectors."""
     scope = "in brackets 95 % intervals over the choice of test images" if tested.intervals else "no intervals"
     blocks: list[Block] = []
     for section, of_class in (("panoptic", "PQ"), ("semseg", "IoU")):
@@ -271,7 +271,7 @@ def _halves(line: str) -> tuple[str, str]:
 
 
 def _interval(key: str, tested: Tested) -> str:
-    """Returns the figure ``key`` of a test with its interval, if it has one."""
+    """Returns the metric ``key`` of a test with its interval, if it has one."""
     interval = as_json(tested.intervals.get(key)) or {"low": None, "high": None}
     value = figures(dict(tested.result)).get(key)
     return percent_interval({**interval, "value": value})
@@ -286,7 +286,7 @@ def _architecture(recorded: Recorded) -> str:
 
 
 def _classes(recorded: Recorded) -> tuple[str, ...]:
-    """Returns all that it knows, also stuff."""
+    """Returns all classes, including stuff."""
     checkpoint = recorded.checkpoint
     return label_names(checkpoint.config, checkpoint.class_names) or tuple(checkpoint.class_names)
 
@@ -304,7 +304,7 @@ def _count(many: Sequence[Any] | int, one: str, several: str) -> str:
 
 
 def _stated(path: Path) -> str | None:
-    """Returns the licence that a card states; None: there is no card, or it states none."""
+    """Returns the licence that a card states; None without a card or a licence."""
     if not path.is_file():
         return None
     parts = path.read_text(encoding="utf-8").split("---\n", 2)

@@ -1,4 +1,4 @@
-"""Every number of a report, as the content of its JSON file: fractions 0..1, None where there is no value."""
+"""All numbers of a report, as the content of its JSON file: fractions 0..1, None without a value."""
 
 from __future__ import annotations
 
@@ -74,36 +74,36 @@ class Shown:
     records: Sequence[Record]
     precision: NDArray[np.float64]  # at curves.RECALLS, mean over classes
     f1: NDArray[np.float64]  # at curves.THRESHOLDS, mean over classes
-    threshold: float  # the score at which F1 is best
-    equal_score: float  # from which on there are as many detections as objects, to set runs beside each other
-    found: Sequence[NDArray[np.bool_]]  # (G,) of every image: its objects that are found from the latter score on
+    threshold: float  # score threshold of the best F1
+    equal_score: float  # score threshold at which there are as many detections as objects, to compare runs
+    found: Sequence[NDArray[np.bool_]]  # (G,) per image: objects found above the latter threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """The test images, and what the finished runs of each variant found in them."""
+    """The test images, and the detections of the finished runs of each variant."""
 
     index: AnnotationIndex
-    shown: Mapping[str, Shown]  # of the first finished seed, where it finds objects
+    shown: Mapping[str, Shown]  # of the first finished seed, if it finds objects
     comparison: Comparison  # of every finished seed; with heads, of the pairs under each
     across: AcrossHeads | None  # of an experiment with heads
-    results: Mapping[str, Sequence[dict[str, Any]]]  # arm that was not trained -> the result of each of its files
+    results: Mapping[str, Sequence[dict[str, Any]]]  # untrained arm -> result of each of its files
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Returns the classes of the deciding figure: those of label maps, where there are some, else of objects."""
+        """Returns the classes of the deciding figure: those of label maps if there are any, else of objects."""
         return self.index.class_names if self.index.label_maps is None else self.index.label_maps.class_names
 
 
 def gather(
     experiment: ExperimentFolder, *, say: Callable[[str], None], index: AnnotationIndex | None = None
 ) -> Evidence | None:
-    """Returns what the variants with a finished run found; None if there is none.
+    """Reads the detections of the variants with a finished run; None without a finished run.
 
-    ``index`` has the images that were tested; by default they are read from the data set.
+    ``index`` has the tested images; by default they are read from the data set.
 
     Raises:
-        ValueError: broken files, or a data set that is not what was tested.
+        ValueError: broken files, or a data set other than the tested one.
     """
     done = {variant: runs for variant in experiment.variants if (runs := experiment.done(variant))}
     if not done:
@@ -117,7 +117,7 @@ def gather(
     boundary = all(has_boundaries(run.folder) for runs in done.values() for run in runs)
     class_names = classes | dict.fromkeys(arms, index.class_names)
     samples = sample_runs(records, class_names, voc_metric=metric, labels=labels, boundary=boundary)
-    # A plan may be older than the key, and the second seeds still to come.
+    # A plan may be older than the key, and second seeds may not have finished.
     pool = experiment.plan.get("pool_seeds", False) and any(len(seeds) > 1 for seeds in records.values())
     heads = experiment.plan.get("heads", {})
     return Evidence(
@@ -135,10 +135,10 @@ def gather(
 def read_found(
     run: Path, index: AnnotationIndex | None, say: Callable[[str], None]
 ) -> tuple[AnnotationIndex, list[Record]]:
-    """Returns the test images of ``run``, those of ``index`` where it is given, and what was found in them.
+    """Returns the test images of ``run`` (those of ``index`` if given) and the detections in them.
 
     Raises:
-        ValueError: broken files, or detections in other images.
+        ValueError: broken files, or detections on other images.
     """
     if index is None:
         return read_records(run, say=say)
@@ -151,7 +151,7 @@ def _read_arm(index: AnnotationIndex, files: Sequence[Path]) -> list[list[Record
 
 
 def show_objects(runs: Mapping[str, Sequence[Sequence[Record]]], num_classes: int) -> dict[str, Shown]:
-    """Returns what the first seed of each of ``runs`` shows; nothing of those that find no objects."""
+    """Returns ``show`` of the first seed of each of ``runs`` that finds objects."""
     return {name: show(seeds[0], num_classes) for name, seeds in runs.items() if has_objects(judged_maps(seeds[0]))}
 
 
@@ -216,7 +216,7 @@ def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None) 
 
 
 def as_json(value: Any) -> Any:
-    """Returns ``value`` with dataclasses, arrays and NaN turned into what JSON knows."""
+    """Converts dataclasses, arrays and NaN in ``value`` to types of JSON."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, np.ndarray):
@@ -231,7 +231,7 @@ def as_json(value: Any) -> Any:
 def run_numbers(
     comparison: Comparison, name: str, shown: Mapping[str, Shown], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns what the detections of a variant say: intervals over all its seeds, and the curves of one run."""
+    """Returns the numbers of a variant: intervals over all its seeds, and the curves of one run."""
     proof = variant_proof(comparison, name, class_names)
     return proof | _curves(shown[name]) if name in shown else proof
 
@@ -248,7 +248,7 @@ def _curves(shown: Shown) -> dict[str, Any]:
 def pair_numbers(
     comparison: Comparison, pair: Pair, shown: Mapping[str, Shown], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns how two variants differ, and how many objects a run of one alone finds, where both find objects."""
+    """Returns the differences of two variants and, if both find objects, the objects that only one of them finds."""
     proof = pair_proof(comparison, pair, class_names)
     if pair.a not in shown or pair.b not in shown:
         return proof
@@ -267,14 +267,14 @@ def pair_numbers(
 
 
 def metric_numbers(runs: Sequence[Path]) -> dict[str, Any]:
-    """Returns the reported metrics by name, over the results of ``runs``, which differ in their seed alone."""
+    """Returns the reported metrics by name, over the results of ``runs``, which differ only in their seed."""
     return result_numbers([json.loads((run / "result.json").read_text(encoding="utf-8")) for run in runs])
 
 
 def result_numbers(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the reported metrics by name, over ``results`` that differ in their seed alone.
+    """Returns the reported metrics by name, over ``results`` that differ only in their seed.
 
-    Those of sections that none of them has are left out.
+    Leaves out metrics of sections that no result has.
     """
     known = [figures(result) for result in results]
     sections = {name for result in results for name in result}
@@ -287,7 +287,7 @@ def result_numbers(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def tested_weights(run: Path) -> str:
-    """Returns which weights the result of ``run`` is of, in words."""
+    """Returns a phrase for the weights that ``run`` tested."""
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     return describe_choice(result) if "weights" in result else "weights of an earlier version, its last"
 
@@ -318,11 +318,11 @@ def _variant(experiment: ExperimentFolder, name: str, evidence: Evidence) -> dic
 def voc_metric(run: Path) -> VocMetric:
     """Returns the definition behind "VOC mAP" in the result of ``run``."""
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    return result.get("voc", {}).get("metric", "area")  # without objects there is none
+    return result.get("voc", {}).get("metric", "area")  # missing without objects
 
 
 def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
-    """Returns the mean and sample standard deviation; None for the latter of a single value."""
+    """Returns mean and sample standard deviation; the latter is None for a single value."""
     known = [value for value in values if value is not None]
     return {
         "mean": statistics.fmean(known) if known else None,
@@ -336,7 +336,7 @@ def _ratio(value: float | None, cost: float | None) -> float | None:
 
 
 def _paper(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the paper's figures for the detector of ``run`` with ours and whether it is accepted (None: no band)."""
+    """Returns the paper's figures for the detector of ``run``, ours, and whether ours is accepted (None: no band)."""
     config = load_config(DetectionConfig, run / "config.yaml")
     rows = []
     for cell in paper_cells(config.backbone.name, config.data.train, config.data.test):
@@ -359,7 +359,7 @@ def _paper(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _mark_fronts(numbers: dict[str, Any]) -> None:
-    """Adds to each variant whether it is on the Pareto front of its figure against a cost: see ``verdict.fronts``."""
+    """Marks each variant on the Pareto front of its figure against a cost; see ``verdict.fronts``."""
     costs = {name: variant["costs"] for name, variant in numbers["variants"].items()}
     by_flops = fronts(numbers, {name: known.get("gflops") for name, known in costs.items()})
     by_latency = fronts(numbers, {name: known.get("latency_ms", {}).get("p50") for name, known in costs.items()})
@@ -368,5 +368,5 @@ def _mark_fronts(numbers: dict[str, Any]) -> None:
 
 
 def has_boundaries(run: Path) -> bool:
-    """Tells whether ``run`` was tested with boundary AP (test.boundary)."""
+    """Returns whether ``run`` was tested with boundary AP (test.boundary)."""
     return "boundary" in json.loads((run / "result.json").read_text(encoding="utf-8"))

@@ -1,12 +1,12 @@
-"""Published results of the detectors that "Deep Residual Learning" compares, to stand beside ours.
+"""Published results of the detectors in "Deep Residual Learning", for comparison with ours.
 
-A cell of the paper is one training, and so has the noise of a seed, as ours has: a figure is accepted from the paper's
-on, less what an exact repetition stays below in one of twenty cases.
+A figure of the paper is that of one training, with the noise of a seed.  Ours is accepted if it is at least the paper's
+less the margin that an exact repetition falls short of in one of twenty cases.
 
 Source: He et al., "Deep Residual Learning for Image Recognition", 2015, tables 7 and 8.  The noise of mAP on VOC 2007
 test comes from four trainings of one Faster R-CNN that mmdetection's configs/pascal_voc and its issue 2773 report.
-Other re-implementations of the two cells reach 73.2 to 75.7 (VGG-16) and 76.4 to 79.8 (ResNet-101).  No repeated
-trainings are published for the other cells, which have no band.
+Other re-implementations of the two cells reach 73.2 to 75.7 (VGG-16) and 76.4 to 79.8 (ResNet-101).  For the other
+cells no repeated trainings are published, so they have no band.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Cell:
     backbone: str  # as in backbone.name
     train: frozenset[str]  # data.train
     test: str  # data.test
-    metric: str  # name of one that reports show
+    metric: str  # name of a reported metric
     value: float  # fraction 0..1
     deviation: float | None = None  # of one training; None: no repeated trainings are published
 
@@ -54,10 +54,10 @@ CELLS = tuple(
 
 
 def accept_from(cell: Cell, runs: int) -> float | None:
-    """Returns from where on the mean of so many ``runs`` reproduces ``cell``; None: no noise is published.
+    """Returns the smallest mean of so many ``runs`` that reproduces ``cell``; None if no noise is published.
 
-    The difference of the mean and of the paper's one training has the variance s^2 (1 + 1 / runs), with the degrees of
-    freedom of the published trainings.
+    The difference between the mean and the paper's single training has the variance s^2 (1 + 1 / runs), with the
+    degrees of freedom of the published trainings.
     """
     if cell.deviation is None:
         return None
@@ -66,10 +66,10 @@ def accept_from(cell: Cell, runs: int) -> float | None:
 
 
 def paper_cells(backbone: str, train: Sequence[str], test: Sequence[str]) -> list[Cell]:
-    """Returns the figures for this backbone, trained and tested on these data sets."""
+    """Returns the paper's figures for this backbone, trained and tested on these data sets."""
     return [cell for cell in CELLS if (cell.backbone, cell.train, (cell.test,)) == (backbone, set(train), tuple(test))]
 
 
 def table_cells(table: str, backbone: str, train: Sequence[str]) -> list[Cell]:
-    """Returns the figures of ``table`` for this backbone, trained on these data sets, wherever it is tested."""
+    """Returns the figures of ``table`` for this backbone, trained on these data sets, on any test set."""
     return [cell for cell in CELLS if (cell.table, cell.backbone, cell.train) == (table, backbone, set(train))]

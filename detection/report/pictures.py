@@ -1,4 +1,4 @@
-"""Test images with detections, as JPEG pictures small enough for a page."""
+"""Draws test images with detections as JPEG pictures small enough for a page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def picture(
 ) -> bytes:
     """Returns the JPEG of image ``row`` with the detections of ``record`` that score at least ``min_score``.
 
-    Boxes ``marked`` (M, 4), in pixels of the image, get a frame.
+    Draws a frame around boxes ``marked`` (M, 4), in pixels of the image.
     """
     image = index.image(row)
     scale = page_scale(image.shape)

@@ -1,4 +1,4 @@
-"""The power of an experiment before it runs, from the noise of a pilot or from stated noise."""
+"""Plans the power of an experiment from the noise of a pilot or from stated noise."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ SHARE = f"{10 * POWER:g} times in 10"
 
 
 def read_pilot(path: Path) -> tuple[SeedNoise, int]:
-    """Returns the noise of the experiment whose report.json is at ``path``, and its test images.
+    """Returns the noise of the experiment whose report.json is at ``path``, and its number of test images.
 
     Raises:
-        ValueError: no such file, or no two variants with two seeds in it.
+        ValueError: no such file, or fewer than two variants with two seeds in it.
     """
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
@@ -52,15 +52,12 @@ def read_pilot(path: Path) -> tuple[SeedNoise, int]:
 
 
 def stated_noise(seed: float, image: float, images: int) -> SeedNoise:
-    """Returns the noise of deviations in points: of one training, and of a difference over the choice of ``images``."""
+    """Returns the noise for deviations in points: of a training, and of a difference over the choice of ``images``."""
     return SeedNoise(seed=seed / 100, shared=image / 100 * math.sqrt(images), own=0.0)
 
 
 def format_plan(noise: SeedNoise, design: Design, *, gap: float, figure: str = "AP") -> str:
-    """Returns what ``design`` sees, what other numbers of seeds and images see, and what a true ``gap`` takes.
-
-    All of them are of ``figure``.
-    """
+    """Returns the gap in ``figure`` that ``design`` can show, and the seeds and images for other gaps and ``gap``."""
     images = [factor * design.images for factor in IMAGE_FACTORS]
     rows = [[str(n), *(_points(visible_gap(noise, replace(design, seeds=n, images=m))) for m in images)] for n in SEEDS]
     by_image = math.sqrt(design.images)
@@ -103,7 +100,7 @@ def _points(fraction: float) -> str:
 
 
 def _older_noise(numbers: Mapping[str, Any], images: int) -> dict[str, float] | None:
-    """Returns the noise in a report of a version that had percentile intervals; a seed's part is not told apart."""
+    """Reads the noise from a report with percentile intervals, which do not separate seeds from images."""
     deviations = [variant["metrics"]["AP"]["sd"] for variant in numbers["variants"].values()]
     intervals: Sequence[Mapping[str, float]] = [pair["AP"] for pair in numbers["pairs"]]
     if len(deviations) < 2 or None in deviations or not intervals:

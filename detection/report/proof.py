@@ -42,9 +42,9 @@ __all__ = [
 
 Stated = TypeVar("Stated", Interval, Claim)
 
-OF_CLASS = {"panoptic.PQ": "PQ", "semseg.mIoU": "IoU", "bbox.AP": "AP"}  # deciding figure -> that of a class
-NOT_OF_ALL = {"segm": "masks", "keypoints": "keypoints"}  # that detections need not have
-WANTED_GAP = 0.01  # that planning asks for
+OF_CLASS = {"panoptic.PQ": "PQ", "semseg.mIoU": "IoU", "bbox.AP": "AP"}  # deciding figure -> figure of a class
+NOT_OF_ALL = {"segm": "masks", "keypoints": "keypoints"}  # fields that detections may lack
+WANTED_GAP = 0.01  # true gap that planning aims for
 
 
 def compare_runs(
@@ -56,9 +56,9 @@ def compare_runs(
     labels: LabelClasses | None = None,
     pool: bool = False,
 ) -> Comparison:
-    """Returns the comparison of every figure of ``runs``, with one seed deviation for all where ``pool`` is set.
+    """Compares every figure of ``runs``, with one pooled seed deviation if ``pool`` is set.
 
-    Other arguments and errors as ``sample_runs``.
+    Other arguments and errors as for ``sample_runs``.
     """
     samples = sample_runs(runs, class_names, voc_metric=voc_metric, boundary=boundary, labels=labels)
     return compare_samples(samples, pool=pool)
@@ -72,13 +72,13 @@ def sample_runs(
     boundary: bool = False,
     labels: LabelClasses | None = None,
 ) -> dict[str, list[Sample]]:
-    """Returns every figure that all ``runs`` have, and what the images contribute: name -> a sample of each seed.
+    """Returns the figures that all ``runs`` have, with the contribution of each image: name -> a sample per seed.
 
     Args:
         runs: name -> the records of each seed, of the same test images.
-        class_names: name -> those of its records.
+        class_names: name -> class names of its records.
         voc_metric: the definition behind "VOC mAP".
-        boundary: also the figures of the boundaries of masks.
+        boundary: also compute boundary AP of masks.
         labels: the classes of label maps; None: those of the records.
 
     Raises:
@@ -108,20 +108,20 @@ def sample_runs(
 
 
 def not_compared(runs: Mapping[str, Sequence[Sequence[Record]]]) -> dict[str, list[str]]:
-    """Returns of what some of ``runs`` have figures and others have none, "masks" say, and which have them."""
+    """Returns the fields, such as "masks", of which only some of ``runs`` have figures, and these runs."""
     known = {name: set.intersection(*(set(judged(records)) for records in seeds)) for name, seeds in runs.items()}
     having = {what: [name for name in runs if key in known[name]] for key, what in NOT_OF_ALL.items()}
     return {what: names for what, names in having.items() if 0 < len(names) < len(runs)}
 
 
 def deciding_figure(comparison: Comparison) -> dict[str, str]:
-    """Returns the figure that verdicts are of: its "key", its printed "name", and that "of_class"."""
+    """Returns the figure of the verdicts: its "key", its printed "name", and the figure "of_class"."""
     key = deciding_key(next(iter(comparison.variants.values())).detectors)
     return {"key": key, "name": named(key).name, "of_class": OF_CLASS[key]}
 
 
 def variant_proof(comparison: Comparison, name: str, class_names: Sequence[str]) -> dict[str, Any]:
-    """Returns the intervals of a variant: of its detectors, and of its method where it has two seeds."""
+    """Returns the intervals of a variant: of its detectors and, with two or more seeds, of its method."""
     variant, figure = comparison.variants[name], deciding_figure(comparison)
     return {
         "intervals": _named(variant.detectors),
@@ -132,9 +132,9 @@ def variant_proof(comparison: Comparison, name: str, class_names: Sequence[str])
 
 
 def pair_proof(comparison: Comparison, pair: Pair, class_names: Sequence[str]) -> dict[str, Any]:
-    """Returns the claims about a pair, its verdict and the true gap that would be seen.
+    """Returns the claims about a pair, its verdict and the true gap that can be shown.
 
-    "class_ap" and "errors" answer the "question" of methods where it can be answered, else that of detectors.
+    "class_ap" and "errors" answer the "question" of methods if possible, else that of detectors.
     """
     visible, figure = _visible(comparison, pair), deciding_figure(comparison)
     claims = pair.detectors if pair.methods is None else pair.methods
@@ -177,7 +177,7 @@ def _contrast_proof(contrast: Contrast) -> dict[str, Any]:
 
 
 def planning(comparison: Comparison, *, images: int, seeds: int) -> dict[str, Any]:
-    """Returns the noise of a difference in the deciding figure, the true gap that is seen, and what would show 0.01.
+    """Returns the noise of a difference in the deciding figure, the true gap it can show, and what a gap of 0.01 needs.
 
     "noise" is None without two seeds of two variants.
     """
@@ -193,7 +193,7 @@ def planning(comparison: Comparison, *, images: int, seeds: int) -> dict[str, An
 
 
 def plan_numbers(noise: SeedNoise | None, design: Design, *, gap: float = WANTED_GAP) -> dict[str, Any]:
-    """Returns what ``design`` sees, and the seeds or the images that show a true ``gap``, a fraction of AP."""
+    """Returns the gap that ``design`` can show, and the seeds or images that show a true ``gap``, a fraction of AP."""
     known = noise is not None and design.seeds > 1
     return {
         "noise": None if noise is None else asdict(noise),
@@ -236,12 +236,12 @@ def _pooling(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def _named(figures: Mapping[str, Stated]) -> dict[str, Stated]:
-    """Returns those of ``figures`` that the table of metrics has, under their printed names."""
+    """Returns the ``figures`` in the table of metrics, by their printed names."""
     return {metric.name: figures[metric.key] for metric in METRICS if metric.key in figures}
 
 
 def _errors(figures: Mapping[str, Stated]) -> dict[str, dict[str, Stated]]:
-    """Returns the types of errors, of runs that find objects."""
+    """Returns the error types of runs that find objects."""
     errors = {key.partition(".")[2]: figures[key] for key in ERROR_KEYS if key in figures}
     return {"errors": errors} if errors else {}
 

@@ -26,21 +26,21 @@ def push_run(
     dry_run: bool = False,
     say: Callable[[str], None] = SCREEN.print,
 ) -> str | None:
-    """Uploads the files of ``run`` and returns the address that loads them; None: a dry run.
+    """Uploads the files of ``run`` and returns the address to load them from; None for a dry run.
 
-    Its card is written anew before, unless it was edited.
+    Rewrites the model card first, unless it was edited.
 
     Args:
-        run: directory of a detector.
+        run: run directory of a detector.
         repo: NAME/REPO of the hub.
-        licence: of the weights; None: that of the card there, else not stated.
-        exports: upload export/ too.
-        public: everybody may see it.
-        dry_run: list the files and upload nothing; the card is written.
-        say: takes lines to show.
+        licence: licence of the weights; None: that of the card there, else not stated.
+        exports: also upload export/.
+        public: create a public repository, or push to an existing public one.
+        dry_run: only write the card and list the files.
+        say: called with each line of progress.
 
     Raises:
-        ValueError: a name that the hub does not take, no run or one of another program, or ``upload``'s.
+        ValueError: an invalid name, no run, a run of another program, or as ``upload``.
         ConnectionError, ImportError: as ``upload``.
     """
     if re.fullmatch(f"{NAME}/{NAME}", repo) is None:
@@ -69,7 +69,7 @@ def _exports(run: Path) -> dict[str, Path]:
     """Returns the files of all exports.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no exports.
     """
     found = sorted(path for path in run.glob("export/**/*") if path.is_file())
     if not found:

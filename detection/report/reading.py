@@ -1,4 +1,4 @@
-"""The folder of a backbone experiment, as resdet compare leaves it."""
+"""Reads the folder of an experiment of resdet compare."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ExperimentFolder", "RunFolder", "read_experiment", "read_metrics"]
 
 State = Literal["done", "failed", "running", "not started"]
 
-FOUND = ("detections.json", "segmentation.json")  # a run has one of them at least
+FOUND = ("detections.json", "segmentation.json")  # a run has at least one of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +36,13 @@ class ExperimentFolder:
     """The plan of an experiment, the state of its runs, and the cost of each variant."""
 
     plan: dict[str, Any]  # experiment.json
-    detections: dict[str, tuple[Path, ...]]  # arm that is not trained -> its files of detections
+    detections: dict[str, tuple[Path, ...]]  # untrained arm -> its files of detections
     variants: tuple[str, ...]
     runs: tuple[RunFolder, ...]  # every variant with every seed
     costs: dict[str, dict[str, Any]]  # variant -> costs/VARIANT.json, where it exists
     grid: Any  # grid.json; None without a search
     latency: tuple[dict[str, Any], ...]  # latency/PLACE.json
-    leakage: Any  # leakage.json; None where copies were not looked for
+    leakage: Any  # leakage.json; None if copies were not searched for
 
     def done(self, variant: str) -> list[RunFolder]:
         """Returns its finished runs."""
@@ -57,8 +57,8 @@ class ExperimentFolder:
 def read_experiment(output: Path, needed: Sequence[str] = FOUND) -> ExperimentFolder:
     """Returns the experiment in the folder ``output``.
 
-    A run counts as done only with its result and one of the files ``needed``, and where the results are of several test
-    sets, only on the set that was planned.
+    A run counts as done with its result and one of the files ``needed``.  If results are from several test sets, only
+    those on the planned set count.
 
     Raises:
         ValueError: no experiment there, or a file that can't be read.
@@ -81,9 +81,9 @@ def read_experiment(output: Path, needed: Sequence[str] = FOUND) -> ExperimentFo
 
 
 def read_metrics(run: Path, key: str, *, file: str = "metrics.jsonl") -> tuple[list[int], list[float]]:
-    """Returns iterations and values of ``key`` in the run's metrics.jsonl; of an iteration that was repeated, the last.
+    """Returns iterations and values of ``key`` in metrics.jsonl of the run; the last value of a repeated iteration.
 
-    A line that a crash cut short is left out.
+    Skips a line that was truncated by a crash.
     """
     path, values = run / file, {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -119,7 +119,7 @@ def _read_run(output: Path, variant: str, seed: int, needed: Sequence[str]) -> R
 
 
 def _on_one_set(runs: Sequence[RunFolder], planned: tuple[str, ...]) -> tuple[RunFolder, ...]:
-    """Returns ``runs``; if the results are of several test sets, those of others than ``planned`` count as failed."""
+    """Returns ``runs``; if results are from several test sets, marks those on sets other than ``planned`` as failed."""
     if len({run.tested_on for run in runs if run.state == "done"}) < 2:
         return tuple(runs)
     return tuple(
@@ -131,7 +131,7 @@ def _on_one_set(runs: Sequence[RunFolder], planned: tuple[str, ...]) -> tuple[Ru
 
 
 def _tested_on(run: Path) -> tuple[str, ...]:
-    """Returns the data sets that the result of ``run`` is of; one of an earlier version is of those of its config."""
+    """Returns the test sets of the result of ``run``; for results of earlier versions, those of its config."""
     result = _read_json(run / "result.json")
     if "tested_on" not in result:
         result = {"tested_on": parse_yaml((run / "config.yaml").read_text(encoding="utf-8"))["data"]["test"]}

@@ -1,4 +1,4 @@
-"""The training of an experiment's arms in a line, and what makes its figures doubtful."""
+"""The training of an experiment's arms in a line, and warnings about its figures."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from detection.report.words import deciding
 
 __all__ = ["recipe", "warnings"]
 
-RISING = 0.01  # of the deciding figure gained in the last quarter of the training: it had not ended
-HOPELESS = 0.05  # figure under which a network has hardly learned anything
+RISING = 0.01  # share of the deciding figure gained in the last quarter of the training: it had not converged
+HOPELESS = 0.05  # figure below which a network has hardly learned anything
 
 
 def recipe(numbers: dict[str, Any]) -> str:
-    """Returns data, steps, epochs, size, batch, rate, pre-training, seeds and hardware of an experiment.
+    """Returns data, iterations, epochs, image size, batch size, learning rate, pre-training, seeds and hardware.
 
-    What differs between the arms says so.
+    Settings that differ between the arms are marked as such.
     """
     base, varied = numbers["base"], {entry["key"] for entry in numbers["fairness"]["differences"]}
 
@@ -46,7 +46,7 @@ def recipe(numbers: dict[str, Any]) -> str:
 
 
 def warnings(numbers: dict[str, Any]) -> list[str]:
-    """Returns what makes the figures of an experiment doubtful, a sentence each."""
+    """Returns warnings about the figures of an experiment, a sentence each."""
     return [
         *split_warnings(numbers),
         *_hopeless(numbers),
@@ -84,7 +84,7 @@ def _rising(numbers: dict[str, Any]) -> list[str]:
 
 
 def _last_quarter(curve: dict[str, Any]) -> float | None:
-    """Returns by how much the figure rose from three quarters of the steps on; None with fewer than three looks."""
+    """Returns the rise of the figure in the last quarter of the iterations; None with fewer than three evaluations."""
     steps, values = curve["iterations"], curve["values"]
     if len(steps) < 3:
         return None
@@ -108,7 +108,7 @@ def _at_the_edge(numbers: dict[str, Any]) -> list[str]:
 
 
 def _over_budget(numbers: dict[str, Any]) -> list[str]:
-    """Returns which runs took longer than the protocol of equal time allows."""
+    """Returns the runs that took longer than the protocol of equal time allows."""
     minutes = numbers.get("protocol", {}).get("minutes")
     if minutes is None:
         return []

@@ -1,4 +1,4 @@
-"""All that a run directory records of its detector; what is missing is named, and nothing is made up.
+"""Reads all that a run directory records about its detector, and names missing records.
 
 Reads the checkpoint, manifest.json, result.json and detections.json (of RUN/test, else of RUN), export/*/export.json,
 the cards of the data, and the costs of an experiment that the run belongs to.
@@ -29,8 +29,8 @@ from detection.tasks.test import read_records
 
 __all__ = ["DataSet", "Recorded", "Tested", "read_run"]
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # ends of names that are no parameters
-SAME = 1e-6  # figures that are recomputed differ by less
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # endings of names that are not parameters
+SAME = 1e-6  # recomputed figures differ by less
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class DataSet:
 
     Attributes:
         name: card:split, without the folder of the card.
-        source: where it comes from, and its licence; None: the card can't be read or says nothing.
+        source: its origin and licence; None: the card can't be read or states none.
     """
 
     name: str
@@ -53,16 +53,16 @@ class DataSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tested:
-    """The facts about the weights that a test records.
+    """Facts that a test records about the weights.
 
     Attributes:
-        folder: that holds the result.
-        sets: tested on.
+        folder: folder of the result.
+        sets: the data sets of the test.
         result: the content of result.json.
         intervals: key of result.json -> 95 % interval over the choice of test images; empty: see ``no_intervals``.
         objects: test objects of each class; None: see ``no_intervals``.
-        no_intervals: why there are none; None: there are.
-        corrupted: corrupted images were tested too.
+        no_intervals: reason for missing intervals; None: they exist.
+        corrupted: whether corrupted images were tested too.
     """
 
     folder: Path
@@ -76,17 +76,17 @@ class Tested:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A run.
+    """The records of a run.
 
     Attributes:
-        checkpoint: the weights that it stands for.
-        parameters: learned numbers of the detector.
-        data: train and val -> their sets; those of the test stand in ``tested``.
+        checkpoint: the weights that the run stands for.
+        parameters: number of parameters of the detector.
+        data: train and val -> their data sets; those of the test are in ``tested``.
         starts: the entries of manifest.json.
-        tested: None: no test of these weights.
+        tested: the test of these weights; None: there is none.
         exports: folder below export/ -> its export.json.
-        costs: of resdet compare; None: not measured.
-        missing: records that there are not, each with its reason.
+        costs: costs of resdet compare; None: not measured.
+        missing: missing records, each with the reason.
     """
 
     checkpoint: Checkpoint[DetectionConfig]
@@ -105,7 +105,7 @@ class Recorded:
 
     @property
     def hours(self) -> float | None:
-        """Of all starts that ended, with the tests in between; None: one of them has no end."""
+        """Hours of all starts, including tests in between; None if a start has no recorded end."""
         spans = [(start["started"], start["ended"]) for start in self.starts if start.get("ended") is not None]
         if not spans or len(spans) < len(self.starts):
             return None
@@ -116,10 +116,10 @@ class Recorded:
 
 
 def read_run(run: Path) -> Recorded:
-    """Returns what the directory ``run`` of a detector records.
+    """Reads the records of the run directory ``run`` of a detector.
 
     Raises:
-        ValueError: it has no weights, those of another program, or a file that is damaged.
+        ValueError: no weights, weights of another program, or a damaged file.
     """
     checkpoint, missing = read_checkpoint(run), list[str]()
     starts = read_manifest(run)
@@ -143,7 +143,7 @@ def read_run(run: Path) -> Recorded:
 
 
 def _read_test(run: Path, checkpoint: Checkpoint[DetectionConfig], missing: list[str]) -> Tested | None:
-    """Returns the test of the weights of ``checkpoint``; else adds to ``missing`` why there is none."""
+    """Returns the test of the weights of ``checkpoint``; adds the reason to ``missing`` if there is none."""
     others = list[str]()
     for folder in (run / "test", run):
         if not (folder / "result.json").is_file():

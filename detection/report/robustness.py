@@ -1,6 +1,6 @@
 """AP on corrupted images, and the loss against clean images, with intervals.
 
-Of label maps mIoU or PQ takes the place of AP.
+For label maps, mIoU or PQ replaces AP.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ AP = "bbox.AP"
 
 
 def write_robustness(run: Path) -> str:
-    """Writes robustness.json into the folder of a test that ``run_corrupted`` went on with; returns its table.
+    """Writes robustness.json into the folder of a test that ``run_corrupted`` completed; returns its table.
 
     Raises:
         ValueError: a corruption was not tested, or a file can't be used.
@@ -55,8 +55,8 @@ def robustness_numbers(runs: Sequence[Path]) -> dict[str, Any] | None:
     """Returns AP, or the figure of label maps, on clean and on corrupted images, mean over ``runs`` (seeds of
     one variant), and each loss.
 
-    Intervals are over the choice of images and, of several runs, of seeds; each stands alone.  None where corrupted
-    images were not tested.
+    Intervals cover the choice of images and, with several runs, of seeds; each holds alone.  None if corrupted images
+    were not tested.
 
     Raises:
         ValueError: a file that can't be used.
@@ -86,7 +86,7 @@ def robustness_numbers(runs: Sequence[Path]) -> dict[str, Any] | None:
 
 
 def robustness_section(variants: Mapping[str, dict[str, Any] | None], confidence: float) -> Section:
-    """Returns the section of those variants (name -> ``robustness_numbers``) that were tested; no blocks for none."""
+    """Returns the section on the tested variants (name -> ``robustness_numbers``); empty without any."""
     known = {name: numbers for name, numbers in variants.items() if numbers is not None}
     if not known:
         return Section("Corrupted images", [])

@@ -1,4 +1,4 @@
-"""The sections of an experiment's report, made of the numbers in report.json alone."""
+"""The sections of an experiment's report, made only from the numbers in report.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MEANINGS = {
     "mIoU": "mIoU is the mean over the classes of their IoU over all pixels",
     "PQ": "PQ is the mean over the classes of their panoptic quality",
 }
-HASH_DIGITS = 16  # shown; report.json has all
+HASH_DIGITS = 16  # shown at most; report.json has all
 _OBJECTS = (
     " s, m, l: objects under 32², up to 96² and over 96² pixels; AR1, AR10, AR100: average recall with as many "
     "detections per image."
@@ -39,7 +39,7 @@ PROTOCOLS = {
 
 
 def experiment_sections(numbers: dict[str, Any], pictures: Sequence[Pictures]) -> list[Section]:
-    """Returns all sections, the conclusion first; without a finished run, those that need none."""
+    """Returns all sections, the conclusion first; without a finished run only those that need none."""
     if not numbers["variants"]:
         return [
             Section("Conclusion", [Notice("No run has finished: there is nothing to compare yet.", warning=True)]),
@@ -72,7 +72,7 @@ def protocol_name(protocol: dict[str, Any]) -> str:
 
 
 def _weights(variants: dict[str, Any]) -> str:
-    """Returns which weights were tested, in a sentence."""
+    """Returns a sentence on the tested weights."""
     kinds = dict.fromkeys(kind for variant in variants.values() for kind in variant.get("weights", ()))
     return f"Tested are the {'; '.join(kinds)}." if kinds else ""
 
@@ -114,7 +114,7 @@ def _over_seeds(variant: dict[str, Any], metric: Metric) -> str:
 
 
 def _paper_blocks(numbers: dict[str, Any]) -> list[Block]:
-    """Returns the paper's cells beside ours, where the experiment repeats them."""
+    """Returns the paper's figures beside ours, if the experiment repeats them."""
     verdicts = {True: "inside the band", False: "outside the band", None: "no band known"}
     rows = [
         [
@@ -169,7 +169,7 @@ def _fairness(numbers: dict[str, Any]) -> Section:
     configs = [
         (f"{name}, seed {seed}", f"../{path}")
         for name, variant in numbers["variants"].items()
-        for seed, path in zip(variant["seeds"], variant["configs"], strict=False)  # arms of other programs have none
+        for seed, path in zip(variant["seeds"], variant["configs"], strict=False)  # arms of other programs have no run
     ]
     if configs:
         blocks.append(Links("The whole configuration of each run:", configs))
@@ -177,7 +177,7 @@ def _fairness(numbers: dict[str, Any]) -> Section:
 
 
 def _minutes(numbers: dict[str, Any]) -> list[Block]:
-    """Returns how long each run trained, where all had the same time."""
+    """Returns the minutes of training of each run, if all had the same time."""
     allowed = numbers["protocol"]["minutes"]
     if allowed is None:
         return []
@@ -207,7 +207,7 @@ def _grid_table(grid: dict[str, Any]) -> Table:
 
 
 def _search_noise(numbers: dict[str, Any]) -> str:
-    """Returns how far the chosen rate leads, and how much of that one training each may be."""
+    """Returns the lead of the chosen learning rate, and the noise of a single training per rate."""
     leads = []
     for name, found in numbers["grid"]["variants"].items():
         best = sorted((score for score in found["scores"].values() if score is not None), reverse=True)[:2]
@@ -216,7 +216,7 @@ def _search_noise(numbers: dict[str, Any]) -> str:
     text = f"Each rate was trained once. The best leads the next: {', '.join(leads) or 'no variant has two scores'}."
     if noise is None:
         return f"{text} How much of that is the luck of one seed is unknown: no two variants have two seeds."
-    # Of two trainings with the same rate on these test images; on the validation images it is of the same order.
+    # Noise of two trainings with the same rate on these test images; on the validation images it is similar.
     deviation = math.sqrt(2 * (noise["seed"] ** 2 + noise["own"] ** 2 / numbers["images"]))
     return (
         f"{text} Two trainings at one rate differ by {percent(deviation)} (standard deviation, on the test images): a "

@@ -1,4 +1,4 @@
-"""Checks that detectors were tested on the stated images, and on none that training saw."""
+"""Checks that detectors were tested on the stated images, and not on training images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["copies_text", "split_numbers", "split_warnings"]
 
 
 def split_numbers(experiment: ExperimentFolder) -> dict[str, Any]:
-    """Returns what the records of the runs say of their data sets.
+    """Returns the data sets that the runs recorded.
 
-    "tested_on" holds the set that results are of, where the experiment says another one; "shared" the sets of training
-    that are also tested; "unlike" the runs, as variant and seed, whose images or objects differ from those of most
-    others under the same name.
+    "tested_on" holds the test set of the results if the experiment names another one; "shared" the training sets that
+    are also tested; "unlike" the runs, as variant and seed, whose images or objects under the same name differ from
+    those of most runs.
     """
     base, done = experiment.plan["base"], [run for run in experiment.runs if run.state == "done"]
     varied = {difference["key"] for difference in experiment.plan["differences"]}
@@ -36,7 +36,7 @@ def split_numbers(experiment: ExperimentFolder) -> dict[str, Any]:
 
 
 def split_warnings(numbers: dict[str, Any]) -> list[str]:
-    """Returns which images should not have been tested, a sentence each."""
+    """Returns warnings about images that should not have been tested, a sentence each."""
     found, leakage, warnings = numbers.get("splits"), numbers.get("leakage"), list[str]()
     if found and found["tested_on"]:
         warnings.append(
@@ -62,7 +62,7 @@ def split_warnings(numbers: dict[str, Any]) -> list[str]:
 
 
 def copies_text(numbers: dict[str, Any]) -> list[Block]:
-    """Returns what was looked for among the test images, a sentence."""
+    """Returns a sentence on the copies that were searched for among the test images."""
     leakage = numbers.get("leakage")
     if not leakage:
         return [Text("Whether test images are copies of training images was not looked for.")]
@@ -83,10 +83,10 @@ def _said(leakage: dict[str, Any], kind: str) -> str:
 
 
 def _unlike(runs: Sequence[RunFolder], name: str, *, one_set: bool) -> list[str]:
-    """Returns the runs whose data set ``name`` was another than that of most; one without a manifest says nothing.
+    """Returns the runs whose data set ``name`` differs from that of most runs; skips runs without a manifest.
 
-    Seeds of a variant must have had the same to the last box.  Variants of ``one_set`` must have had as many images and
-    objects: their hashes may differ in masks, which not every detector reads.
+    Seeds of a variant must have identical data.  Variants of ``one_set`` must have the same numbers of images and
+    objects; their hashes may differ in masks, which not every detector reads.
     """
     known = {run: entries[-1]["data"][name] for run in runs if (entries := _starts(run, name))}
     counts = {run: (entry["images"], entry["objects"]) for run, entry in known.items() if one_set}

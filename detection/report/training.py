@@ -21,10 +21,10 @@ AXES = {"epochs": "epoch", "minutes": "minutes of training"}
 
 
 def training_numbers(run: RunFolder, figure: Mapping[str, str]) -> dict[str, Any]:
-    """Returns loss and ``figure`` of ``run`` by iteration; the latter also by epoch and by minute, None if not known.
+    """Returns loss and ``figure`` of ``run`` by iteration, and ``figure`` by epoch and minute (None if unknown).
 
     Args:
-        run: that was trained.
+        run: run that was trained.
         figure: its "key" in metrics.jsonl, and its "name" here.
     """
     name = figure["name"]
@@ -41,7 +41,7 @@ def training_numbers(run: RunFolder, figure: Mapping[str, str]) -> dict[str, Any
 
 
 def training_figures(variants: dict[str, Any], figure: str) -> list[Block]:
-    """Returns drawings of loss by iteration and of ``figure`` by epoch and by minute, where it has several values."""
+    """Returns plots of loss by iteration, and of ``figure`` by epoch and by minute if it has several values."""
     figures: list[Block] = []
     loss = {
         name: [(run["loss"]["iterations"], run["loss"]["values"]) for run in v["training"]]
@@ -69,7 +69,7 @@ def _figure(
     *,
     percent: bool,
 ) -> list[Block]:
-    """Returns a figure of the curves with a value; none where all have a single one."""
+    """Returns a figure of the curves that have values; empty if all have a single one."""
     drawn = {label: [(x, y) for x, y in curves if len(y)] for label, curves in series.items()}
     drawn = {label: curves for label, curves in drawn.items() if curves}
     if not any(len(x) > 1 for curves in drawn.values() for x, _ in curves):
@@ -80,13 +80,13 @@ def _figure(
 
 
 def _train_images(run: Path) -> int | None:
-    """Returns how many images a run trained on, as its manifest says; None without one."""
+    """Returns the number of training images in the manifest of a run; None without a manifest."""
     entries = read_manifest(run)
     return entries[-1]["data"].get("train", {}).get("images") if entries else None
 
 
 def _minutes(run: Path, steps: list[int]) -> list[float] | None:
-    """Returns the minutes of training up to each of ``steps``; None where no time was measured."""
+    """Returns the minutes of training up to each of ``steps``; None if no time was measured."""
     iterations, seconds = read_metrics(run, "seconds_per_step")
     if not iterations:
         return None

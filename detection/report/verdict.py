@@ -1,7 +1,7 @@
 """The first lines of a comparison: the arm to take, from what is proven of each pair.
 
-An arm is behind where another is proven better.  Who is behind nobody stays in question, and of these the cheapest is
-named: a difference that is not proven is no reason to pay.
+An arm is behind if another is proven better.  Arms that are not behind any other stay in question, and the cheapest of
+them is named: an unproven difference is no reason to pay more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from detection.report.words import MINUS, deciding, number
 
 __all__ = ["fronts", "in_question", "lead", "left_out", "pair_matrix"]
 
-# Costs by which arms are called cheap, the first that is known of all.
+# Costs that decide which arm is cheapest: the first that is known for all arms.
 COSTS: tuple[tuple[str, Callable[[dict[str, Any]], float | None]], ...] = (
     ("ms an image", lambda costs: costs.get("latency_ms", {}).get("p50")),
     ("GFLOPs", lambda costs: costs.get("gflops")),
@@ -22,9 +22,9 @@ COSTS: tuple[tuple[str, Callable[[dict[str, Any]], float | None]], ...] = (
 
 
 def lead(numbers: dict[str, Any]) -> list[str]:
-    """Returns lines: what to take, the cheapest of what is not proven worse, what would tell more, what is left out.
+    """Returns lines on the arm to take (the cheapest that is not proven worse), on what would tell more, and on gaps.
 
-    Empty where there are no pairs.
+    Empty without pairs.
     """
     if not numbers["pairs"]:
         return []
@@ -33,7 +33,7 @@ def lead(numbers: dict[str, Any]) -> list[str]:
 
 
 def left_out(numbers: dict[str, Any]) -> list[str]:
-    """Returns a line for each kind of figure that only some arms have."""
+    """Returns a line on each kind of figure that only some arms have."""
     return [
         f"Not compared: {what}, which only {_listed(names)} {'has' if len(names) == 1 else 'have'}."
         for what, names in numbers.get("not_compared", {}).items()
@@ -41,15 +41,15 @@ def left_out(numbers: dict[str, Any]) -> list[str]:
 
 
 def in_question(numbers: dict[str, Any]) -> list[str]:
-    """Returns the arms that no other is proven better than."""
+    """Returns the arms for which no other arm is proven better."""
     behind = {worse for _, worse in _proven(numbers)}
     return [name for name in numbers["variants"] if name not in behind]
 
 
 def fronts(numbers: dict[str, Any], costs: dict[str, float | None]) -> dict[str, bool]:
-    """Returns which arms are on the Pareto front: none that costs at most as much is proven better.
+    """Returns the arms on the Pareto front: no arm of at most the same cost is proven better.
 
-    Of two that are not told apart, a higher figure puts neither behind; an arm without a cost is on no front.
+    An unproven difference puts no arm behind; an arm without a cost is on no front.
     """
     known = {name: cost for name, cost in costs.items() if cost is not None}
     beaten = {
@@ -61,7 +61,7 @@ def fronts(numbers: dict[str, Any], costs: dict[str, float | None]) -> dict[str,
 
 
 def pair_matrix(numbers: dict[str, Any]) -> Table:
-    """Returns the figure of each row less that of each column, with intervals; what is proven is bold."""
+    """Returns the figure of each row minus that of each column, with intervals; proven differences are bold."""
     names = [*numbers["variants"]]
     claims = {(pair["a"], pair["b"]): _claim(numbers, pair) for pair in numbers["pairs"]}
     rows, bold = [], set[tuple[int, int]]()
@@ -92,7 +92,7 @@ _SCOPES = {
 
 
 def _question(numbers: dict[str, Any]) -> str:
-    """Returns which of the two questions all pairs can answer."""
+    """Returns the question that all pairs can answer, of the two."""
     return "methods" if all(pair["methods"] for pair in numbers["pairs"]) else "detectors"
 
 
@@ -124,7 +124,7 @@ def _winner(numbers: dict[str, Any], left: Sequence[str]) -> str:
 
 
 def _lead_over(numbers: dict[str, Any], better: str, other: str) -> float:
-    """Returns by how much ``better`` is proven better than ``other`` at least."""
+    """Returns the smallest proven lead of ``better`` over ``other``."""
     for pair in numbers["pairs"]:
         if {pair["a"], pair["b"]} == {better, other}:
             claim = _claim(numbers, pair)
@@ -150,7 +150,7 @@ def _cheapest(numbers: dict[str, Any], left: Sequence[str]) -> str:
 
 
 def _more(numbers: dict[str, Any]) -> str:
-    """Returns what it would take to know more."""
+    """Returns a line on the seeds or images that would tell more."""
     if any(pair["missing"] for pair in numbers["pairs"]):
         single = [name for name, variant in numbers["variants"].items() if len(variant["seeds"]) < 2]
         return f"To say anything of the methods takes a second seed of {_listed(single)}."

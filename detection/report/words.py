@@ -1,4 +1,4 @@
-"""Numbers as they are printed: fractions in percent, a dash where there is none."""
+"""Formats numbers for print: fractions in percent, a dash for missing values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MINUS = "\N{MINUS SIGN}"  # as wide as a plus
 
 
 def spread(over_seeds: Mapping[str, Any], *, scale: float = 100, digits: int = 1) -> str:
-    """Formats mean and standard deviation over seeds, 57.7 ± 0.4; the latter only where there are several."""
+    """Formats mean and standard deviation over seeds, 57.7 ± 0.4; the latter only with several seeds."""
     if over_seeds["mean"] is None:
         return NONE
     mean = f"{scale * over_seeds['mean']:.{digits}f}"
@@ -32,7 +32,7 @@ def differing(interval: Mapping[str, float | None] | None) -> str:
 
 
 def claimed(claim: Mapping[str, Any] | None) -> str:
-    """Formats a difference with its interval, and a star where it is proven: +1.2 [+0.3, +2.1]*."""
+    """Formats a difference with its interval, and a star if it is proven: +1.2 [+0.3, +2.1]*."""
     return differing(claim) + ("*" if claim is not None and claim["proven"] else "")
 
 
@@ -42,8 +42,8 @@ def best_cells(
     """Returns (row, column) of the best value of each column of a table; none in a table of one row.
 
     Args:
-        values: rows of numbers; None where there is none.
-        first: the column of the table at which they start.
+        values: rows of numbers; None for a missing value.
+        first: the column of the table at which ``values`` start.
         lower: columns of ``values`` in which the smallest is the best.
     """
     best = set[tuple[int, int]]()
@@ -56,7 +56,7 @@ def best_cells(
 
 
 def deciding(numbers: Mapping[str, Any]) -> str:
-    """Returns the name of the figure that verdicts are of: AP, or that of label maps."""
+    """Returns the name of the figure of the verdicts: AP, or that of label maps."""
     return numbers.get("deciding", {"name": "AP"})["name"]  # a pilot may be older than the key
 
 
@@ -66,12 +66,12 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def pair_name(pair: Mapping[str, Any]) -> str:
-    """Returns which variant is subtracted from which."""
+    """Returns the name of the difference of two variants."""
     return f"{pair['b']} {MINUS} {pair['a']}"
 
 
 def bar(interval: Mapping[str, float | None]) -> Bar:
-    """Returns an interval as a plot takes it."""
+    """Returns an interval as a bar of a plot."""
     return Bar(value=interval["value"], low=interval["low"], high=interval["high"])
 
 
@@ -79,7 +79,7 @@ def _interval(interval: Mapping[str, float | None], sign: str) -> str:
     value, low, high = interval["value"], interval["low"], interval["high"]
     if value is None:
         return NONE
-    # z: what rounds to zero has no minus.
+    # z: values that round to zero have no minus sign.
     shown = f"{100 * value:{sign}z.1f}"
     if low is not None and high is not None:
         shown += f" [{100 * low:{sign}z.1f}, {100 * high:{sign}z.1f}]"

@@ -1,4 +1,4 @@
-"""The end of a reproduction: our figures beside those of the paper, and whether they are accepted."""
+"""Compares our figures of a reproduction with those of the paper, and decides whether they are accepted."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Figure:
     """A cell of the paper's table beside ours.
 
     Attributes:
-        program: of the table's file.
-        row: as printed.
+        program: program of the table's file.
+        row: name of the row, as printed.
         metric: name of the figure.
-        value: ours, fraction 0..1; None: there is none.
-        paper: the paper's.
-        accept_from: where the band of the paper's figure begins; None: it has none (report/paper.py says why).
-        verdict: in words.
+        value: our figure, fraction 0..1; None if missing.
+        paper: the paper's figure.
+        accept_from: smallest accepted figure; None: there is no band (see report/paper.py).
+        verdict: the verdict in words.
     """
 
     program: str
@@ -48,7 +48,7 @@ def table_figures(table: PaperTable, jobs: Sequence[Job]) -> list[Figure]:
 
 
 def changed_keys(jobs: Sequence[Job]) -> list[str]:
-    """Returns "key=value" for each key in which ``jobs`` depart from the paper's recipe."""
+    """Returns "key=value" for each key in which ``jobs`` differ from the paper's recipe."""
     found: dict[str, None] = {}
     for job in jobs:
         recipe = flatten(job.recipe)
@@ -58,7 +58,7 @@ def changed_keys(jobs: Sequence[Job]) -> list[str]:
 
 
 def format_table(table: PaperTable, jobs: Sequence[Job]) -> str:
-    """Returns the table of figures, and below it those of tables of methods."""
+    """Returns the table of figures, followed by the tables of methods."""
     rows = [
         (
             figure.row,
@@ -131,7 +131,7 @@ def _verdict(job: Job, value: float | None, paper: float, limit: float | None, *
 
 
 def _shown(metric: str, value: float | None) -> str:
-    """Returns ``value`` in percent, as its table of the paper prints it: errors of classifiers have two decimals."""
+    """Formats ``value`` in percent as the table of the paper does: errors of classifiers have two decimals."""
     if value is None or not metric.startswith("top"):
         return named(_key(metric)).format(value)
     return f"{100 * value:.2f}"

@@ -1,7 +1,7 @@
-"""The programs of a table as jobs: what each runs, how far it is, and what its step takes.
+"""The programs of a table as jobs: what each runs, its progress, and the time of its iterations.
 
-OUTPUT/NAME/        the folder of the program called NAME, as the command of its kind writes it
-OUTPUT/times.json   seconds of a step that were measured beforehand: see plan.py
+OUTPUT/NAME/        the folder of the program NAME, written by its command
+OUTPUT/times.json   seconds per iteration, measured beforehand: see plan.py
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from detection.tasks.train import run_training
 
 __all__ = ["Job", "Training", "make_jobs"]
 
-# Keys in which a folder may differ from the job: places, and where weights of other jobs lie.
+# Keys in which a folder may differ from the job: paths, also of the weights of other jobs.
 FREE_KEYS = (*PLACE_KEYS, "init")
 
 
@@ -42,32 +42,32 @@ class Training:
 
     @property
     def done(self) -> int:
-        """The steps up to its newest checkpoint."""
+        """Number of iterations up to the newest checkpoint."""
         files = (self.folder / "checkpoints").glob("*.safetensors")
         return max((int(path.stem) for path in files if path.stem.isdecimal()), default=0)
 
     @property
     def seconds_per_step(self) -> float | None:
-        """The median of what its metrics.jsonl says; None: it has not begun."""
+        """Median seconds per iteration in metrics.jsonl; None if the training has not begun."""
         path, times = self.folder / "metrics.jsonl", list[float]()
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
             try:
                 times.append(json.loads(line)["seconds_per_step"])
-            except (ValueError, KeyError):  # a line of an evaluation, or the half-written last one of a killed run
+            except (ValueError, KeyError):  # a line of an evaluation, or the truncated last line of a killed run
                 continue
         return statistics.median(times) if times else None
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A program of a table in its folder.
+    """A program of a table, with its folder.
 
     Attributes:
-        program: as the table's file describes it.
-        config: what it runs.
-        folder: of its files.
-        before: the jobs that it needs, by name.
-        rows: of methods: the file with its rows.
+        program: the program in the table's file.
+        config: the config that it runs.
+        folder: folder of its files.
+        before: the jobs that it depends on, by name.
+        rows: for methods: the file with its rows.
         recipe: the config without the changes of the command line.
     """
 
@@ -80,7 +80,7 @@ class Job:
 
     @property
     def trainings(self) -> tuple[Training, ...]:
-        """Its trainings, in their order."""
+        """The trainings of the job, in order."""
         if self.program.run == "methods":
             return ()
         if self.program.run == "alternating":
@@ -90,12 +90,12 @@ class Job:
 
     @property
     def run_directory(self) -> Path:
-        """The run whose weights are the job's, and that holds result.json."""
+        """The run directory with the weights of the job and result.json."""
         return self.trainings[-1].folder
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What it measured; None: it has not, or nothing is measured here."""
+        """The result of the job; None if it is missing, or not measured on this machine."""
         if self.program.run == "methods":
             return None
         path = self.run_directory / "result.json"
@@ -103,12 +103,12 @@ class Job:
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """Of methods: its rows, with the results that are there."""
+        """For methods: the rows with the results so far."""
         return [] if self.rows is None else read_outcomes(load_rows(self.rows), self.folder)
 
     @property
     def is_done(self) -> bool:
-        """Whether it is trained and tested."""
+        """Whether the job is trained and tested."""
         if self.program.run == "methods":
             tested = all(outcome.result or outcome.row.needs == "ensemble" for outcome in self.outcomes)
             return tested and all(job.is_done for job in self.before.values())
@@ -116,7 +116,7 @@ class Job:
         return trained and (self.result is not None or not self.config.data.test)
 
     def check(self) -> None:
-        """Raises ValueError where its folder holds runs of another config."""
+        """Raises ValueError if the folder holds runs of another config."""
         for training in self.trainings:
             path = training.folder / "config.yaml"
             if not path.is_file():
@@ -130,7 +130,7 @@ class Job:
                     )
 
     def run(self) -> None:
-        """Runs what is left of it.
+        """Runs the remaining part of the job.
 
         Raises:
             ValueError, NotFiniteError, StoppedError, MemoryError, OSError: as its command.
@@ -138,7 +138,7 @@ class Job:
         _KINDS[self.program.run](self)
 
     def shortened(self, folder: Path, steps: int) -> Job:
-        """Returns it with trainings of so many ``steps`` that are not tested, in ``folder``."""
+        """Returns the job in ``folder`` with trainings of ``steps`` iterations that are not tested."""
         solver = {"iterations": steps, "log_every": 1, "checkpoint_every": 0, "evaluate_every": 0, "base_lr": 1e-9}
         config = replace(
             self.config,
@@ -147,16 +147,16 @@ class Job:
         )
         if isinstance(config, DetectionConfig):
             lengths = replace(config.alternating, rpn_iterations=steps, box_iterations=steps)
-            # proposals are stored of few images; init is another job, whose weights do not change the time
+            # proposals of few images; init is another job, whose weights do not affect the time
             config = replace(config, alternating=lengths, data=replace(config.data, limit=steps), init=None)
         return replace(self, config=config, folder=folder, before={})
 
 
 def make_jobs(table: PaperTable, file: Path, output: Path, overrides: tuple[str, ...]) -> list[Job]:
-    """Returns the jobs of ``table``, of the YAML file ``file``, with the command line's ``overrides`` in all configs.
+    """Returns the jobs of ``table`` in the YAML file ``file``, with ``overrides`` in all configs.
 
     Raises:
-        ValueError: no such config, or an override that it can't take.
+        ValueError: no such config, or an invalid override.
     """
     jobs: dict[str, Job] = {}
     for program in table.programs:

@@ -1,4 +1,4 @@
-"""The needs of a table: missing data and weights, with the command that gets them, steps and hours."""
+"""The plan of a table: missing data and weights, with the command that gets them, iterations and hours."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from detection.reproduction.tables import PaperTable
 
 __all__ = ["Missing", "format_plan", "measure_steps", "missing"]
 
-WARM_UP, TIMED_STEPS = 5, 15  # steps of a timed training: caches fill, the loader's workers start
+WARM_UP, TIMED_STEPS = 5, 15  # iterations of a timed training: caches fill, workers of the loader start
 NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Something that a job can't run without.
+    """Something that a job needs and that is missing.
 
     Attributes:
-        what: as configs and tables name it.
-        where: it was looked for.
+        what: its name in configs and tables.
+        where: the place where it was searched for.
         repair: a command, or where to get it.
-        of_a_job: it is the run of a job before.
+        of_a_job: whether it is the run of an earlier job.
     """
 
     what: str
@@ -51,14 +51,14 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class _Hours:
-    """Hours of training that are left; None where a step's time is not known."""
+    """Remaining hours of training; None if the time of an iteration is unknown."""
 
     left: float | None
     source: str
 
 
 def missing(job: Job) -> list[Missing]:
-    """Returns what ``job`` can't run without and is not there."""
+    """Returns what ``job`` needs and is missing."""
     data = job.config.data
     trained_on = data.train if job.trainings else ()
     specs = dict.fromkeys((*trained_on, *data.val, *data.test))
@@ -70,7 +70,7 @@ def missing(job: Job) -> list[Missing]:
 
 
 def measure_steps(jobs: Sequence[Job], output: Path) -> None:
-    """Times a training step of each of ``jobs`` whose data are there, and writes OUTPUT/times.json.
+    """Times a training iteration of each of ``jobs`` whose data exist, and writes OUTPUT/times.json.
 
     Raises:
         ValueError: a training does not start.
@@ -89,7 +89,7 @@ def measure_steps(jobs: Sequence[Job], output: Path) -> None:
 
 
 def format_plan(table: PaperTable, jobs: Sequence[Job], output: Path) -> str:
-    """Returns the plan of ``table``: for each job its command, data, weights, steps, hours and what is missing."""
+    """Returns the plan of ``table``: for each job its command, data, weights, iterations, hours and missing parts."""
     times = _read_times(output / "times.json")
     hours = [_hours(job, times) for job in jobs]
     device = describe_device(choose_device(jobs[0].config.device))
@@ -136,7 +136,7 @@ def _command(job: Job) -> str:
 
 
 def _hours(job: Job, times: Mapping[str, Any]) -> _Hours:
-    """Returns the hours that ``job`` still trains, by the steps it has made or by those of ``times``."""
+    """Returns the remaining hours of ``job``, from its own iterations or from ``times``."""
     if not job.trainings or job.is_done:
         return _Hours(0.0, "nothing to train" if not job.trainings else "done")
     measured = times.get(job.program.name, {})
@@ -163,7 +163,7 @@ def _read_times(path: Path) -> dict[str, Any]:
 
 
 def _missing_split(spec: str, configured: str | None) -> Missing | None:
-    """Returns what of the data set ``spec`` is not on this machine; None: nothing."""
+    """Returns the missing part of the data set ``spec`` on this machine; None if nothing is missing."""
     name, _, split = spec.rpartition(":")
     card, root = load_card(name), data_root(configured)
     if split not in card.splits:
@@ -200,7 +200,7 @@ def _missing_weights(backbone: BackboneConfig) -> list[Missing]:
 
 
 def _note(backbone: BackboneConfig) -> str:
-    """Returns what there is to know of the weights ``backbone.weights`` before a training reads them."""
+    """Returns a note on ``backbone.weights`` before a training reads them."""
     if backbone.weights != "torchvision":
         return ""
     url = get_model_weights(backbone.name.removeprefix("torchvision:"))["IMAGENET1K_V1"].url

@@ -1,6 +1,6 @@
-"""Files that describe a table of the paper: the programs that fill it, and the figures that stand there.
+"""Files that describe a table of the paper: the programs that fill it, and the paper's figures.
 
-Figures that report/paper.py has, with their noise, are not repeated.
+The figures in report/paper.py, which have noise, are not repeated.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Program:
     """One run that a table needs.
 
     Attributes:
-        name: of its folder; tables that share a run give it the same name.
+        name: name of its folder; the same in all tables that share the run.
         run: the command of resdet.
-        config: its config file, relative to the table's.
+        config: its config file, relative to that of the table.
         changes: key=value changes of it.
         init: the name of the program whose detector it starts from.
-        weights, context, rows: of methods: programs whose detectors are tested, and the file of rows.
-        row: as printed beside its figures; empty: it has none of its own.
+        weights, context, rows: for methods: programs whose detectors are tested, and the file of rows.
+        row: name printed beside its figures; empty: it has no row of its own.
         paper: the paper's figures by their keys in result.json, fractions 0..1, that report/paper.py lacks.
-        server: who measures it, where the annotations of the test images are not public.
+        server: evaluation server, if the annotations of the test images are not public.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Program:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The names of the programs that come before it."""
+        """The names of the programs that it depends on."""
         return tuple(name for name in (self.init, self.weights, self.context) if name is not None)
 
     def __post_init__(self) -> None:
@@ -66,8 +66,8 @@ class PaperTable:
 
     Attributes:
         table: its number in the paper.
-        title: what it compares.
-        programs: in the order in which they run.
+        title: what the table compares.
+        programs: the programs, in the order in which they run.
     """
 
     table: str
@@ -80,7 +80,7 @@ class PaperTable:
             unknown = [name for name in program.needs if name not in known]
             if unknown or program.name in known:
                 raise ValueError(
-                    f"program {program.name!r} must have a name of its own and come after those that it needs; "
+                    f"program {program.name!r} must have a unique name and follow the programs it needs; "
                     f"before it come {', '.join(sorted(known)) or 'none'}, and it needs {', '.join(program.needs)}"
                 )
             known.add(program.name)
@@ -92,10 +92,10 @@ def table_names() -> list[str]:
 
 
 def load_table(name: str) -> tuple[PaperTable, Path]:
-    """Returns the table ``name``, such as table7, or the one in the YAML file of that path, and its file.
+    """Returns the table ``name``, such as table7 or the path of a YAML file, and its file.
 
     Raises:
-        ValueError: no such table, or a key or value that none has; the file is named.
+        ValueError: no such table, or an unknown key or value; the message names the file.
     """
     if name in table_names():
         path = CONFIGS / FOLDER / f"{name}.yaml"

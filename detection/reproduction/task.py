@@ -1,4 +1,4 @@
-"""A table of the paper from its file to its figures: what can be run is run, and what is there is kept."""
+"""Reproduces a table of the paper: runs what can be run, and keeps existing results."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def plan_table(name: str, output: Path | None = None, *, overrides: Sequence[str
     """Returns the plan of the table ``name``; arguments as ``reproduce_table``.
 
     Args:
-        name: of a table, or its file.
-        output: of all runs.
-        overrides: of all configs.
-        timed: first time a step of each run whose data are there.
+        name: name of a table, or its file.
+        output: directory of all runs.
+        overrides: key=value changes of all configs.
+        timed: first time an iteration of each run whose data exist.
 
     Raises:
         ValueError: no such table or config, runs of another config in ``output``, or a training that does not start.
@@ -45,19 +45,19 @@ def reproduce_table(
     overrides: Sequence[str] = (),
     say: Callable[[str], None] = SCREEN.print,
 ) -> bool:
-    """Trains and tests what the table ``name`` needs, shows it beside the paper's and returns whether all is done.
+    """Trains and tests the runs of the table ``name``, and shows the figures; returns whether all runs are done.
 
-    A run whose data or weights are missing, or that fails, leaves the others alone.
+    A run that fails, or whose data or weights are missing, does not stop the others.
 
     Args:
-        name: of a table of ``table_names``, such as table7, or the YAML file of one.
-        output: directory of all runs, which tables share; default: output/reproduce.
+        name: name of a table of ``table_names``, such as table7, or the YAML file of one.
+        output: directory of all runs, shared by tables; default: output/reproduce.
         overrides: key=value changes of all configs.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
         ValueError: no such table or config, or runs of another config in ``output``.
-        StoppedError: a signal asked to end; the training is saved, and the same command goes on.
+        StoppedError: a signal ended the training, which was saved; the same command continues.
     """
     table, file = load_table(name)
     output = output or OUTPUT
@@ -76,7 +76,7 @@ def _run(job: Job, say: Callable[[str], None]) -> None:
         return
     if lacks := missing(job):
         for lack in lacks:
-            say(f"{job.program.name}: not run for want of {lack}")
+            say(f"{job.program.name}: not run, missing {lack}")
         return
     say(f"{job.program.name}: in {job.folder}")
     try:

@@ -1,11 +1,11 @@
-"""4-step alternating training: an RPN and a Fast R-CNN that end up sharing one trunk.
+"""4-step alternating training of an RPN and a Fast R-CNN, which share their trunk in the end.
 
 1. an RPN, from the backbone's weights;
 2. a Fast R-CNN, from the backbone's weights again, on the stored proposals of step 1;
-3. an RPN on the trunk of step 2, which stays as it is;
-4. the box stage on the same trunk, on the stored proposals of step 3.
+3. an RPN on the frozen trunk of step 2;
+4. the box stage on the same frozen trunk, on the stored proposals of step 3.
 
-Source: Faster R-CNN, section 3.2; "Deep Residual Learning" trains all its detectors so.
+Source: Faster R-CNN, section 3.2; "Deep Residual Learning" trains all its detectors this way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Step:
 
     config: DetectionConfig
     fixed: tuple[Part, ...]  # parts that are not trained
-    proposals: Path | None = None  # file with those that the box stage is trained on
+    proposals: Path | None = None  # file of the proposals that the box stage is trained on
 
 
 def alternating_steps(config: DetectionConfig, output: Path) -> tuple[Step, ...]:
@@ -47,7 +47,7 @@ def alternating_steps(config: DetectionConfig, output: Path) -> tuple[Step, ...]
     def step(number: int, *fixed: Part, init: int | None = None, proposals: int | None = None) -> Step:
         lengths = config.alternating
         rpn = "rpn" not in fixed
-        last = number == 4  # the others have an RPN or a box stage that never learned anything
+        last = number == 4  # the other steps leave the RPN or the box stage untrained
         solver = replace(
             config.solver,
             iterations=lengths.rpn_iterations if rpn else lengths.box_iterations,
@@ -74,7 +74,7 @@ def alternating_steps(config: DetectionConfig, output: Path) -> tuple[Step, ...]
 def run_alternating(
     config: DetectionConfig, output: Path, *, say: Callable[[str], None] = SCREEN.print
 ) -> dict[str, Any]:
-    """Runs the steps that are not done yet and returns the result of the last; ``output``/step4 is the detector.
+    """Runs the steps that are not done yet and returns the result of step 4; ``output``/step4 is the detector.
 
     Raises:
         ValueError: as ``run_training``.
@@ -84,7 +84,7 @@ def run_alternating(
     say, result = only_main(say), dict[str, Any]()
     for number, step in enumerate(alternating_steps(config, output), start=1):
         folder = _folder(output, number)
-        if number < 4 and is_finished(folder, step.config):  # the last one's test may be missing
+        if number < 4 and is_finished(folder, step.config):  # the test of the last step may be missing
             say(f"step {number} is done: {folder}")
             continue
         if step.proposals is not None:
@@ -97,7 +97,7 @@ def run_alternating(
 
 
 def write_training_proposals(config: DetectionConfig, run: Path, path: Path) -> None:
-    """Writes what the RPN of ``run`` proposes on ``config.data.train``, as many as in training, to ``path``."""
+    """Writes the proposals of the RPN of ``run`` on ``config.data.train`` to ``path``, as many as in training."""
     index = load_index(config.data, config.data.train, key="data.train", say=print, limit=config.data.limit)
     rpn = replace(config.rpn, pre_nms_test=config.rpn.pre_nms_train, post_nms_test=config.rpn.post_nms_train)
     device = choose_device(config.device)

@@ -1,4 +1,4 @@
-"""Counts objects that no anchor reaches: of a config, and of the anchors and sizes that would fit.
+"""Counts objects that no anchor reaches, for the anchors of a config and for anchors and sizes that fit the data.
 
 Shapes: M objects, A anchors of a cell.
 """
@@ -22,7 +22,7 @@ from detection.tasks.recipe import LEAST_SIZES, STRIDES, Choice, Machine, fittin
 
 __all__ = ["IOUS", "Reach", "reach_of_config", "reach_of_suggested", "suggest"]
 
-IOUS = (0.5, 0.7)  # that an anchor must have to be of use, and to be positive in the paper
+IOUS = (0.5, 0.7)  # IoU at which an anchor is useful, and at which the paper labels it positive
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +36,16 @@ class _Level:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Anchors, and the best of them for each object, ignored and thin ones left out.
+    """Anchors and their best IoU with each object, without ignored and thin objects.
 
     Attributes:
-        name: of the anchors.
+        name: name of the anchors.
         size: shorter and longer side to which images are resized, pixels.
         anchors: (A, 2) width and height of all levels.
         sides: (M, 2) width and height of the objects in resized images.
-        labels: (M,).
-        ious: (M,) with the best anchor where it lies on its grid.
-        class_names: of the K classes.
+        labels: (M,) class of each object.
+        ious: (M,) IoU with the best anchor at its position on the grid.
+        class_names: class names of the K classes.
     """
 
     name: str
@@ -58,20 +58,20 @@ class Reach:
 
     @property
     def line(self) -> str:
-        """How many objects are missed, for people."""
+        """Returns a line with the number of objects that no anchor reaches."""
         low, high = (f"{self.missed(iou).sum():,}" for iou in IOUS)
         objects = f"{len(self.ious):,} objects"
         return f"{self.name}: no anchor reaches {low} of {objects} at IoU {IOUS[0]}, {high} at IoU {IOUS[1]}"
 
     def missed(self, at: float) -> NDArray[np.bool_]:
-        """Tells which objects (M,) no anchor reaches at the IoU ``at``."""
+        """Returns a mask (M,) of the objects that no anchor reaches at the IoU ``at``."""
         return self.ious < at
 
 
 def suggest(index: AnnotationIndex, config: DetectionConfig | None = None) -> list[Choice]:
-    """Returns image size and anchors that fit ``index``, with reasons; none without an object or for no anchors.
+    """Returns image size and anchors that fit ``index``, with reasons; empty without objects or anchors.
 
-    There are as many sizes of anchors as ``config`` has levels or sizes; without one, those of a pyramid.
+    There is an anchor size for each level or size of ``config``; without a config, for each level of a feature pyramid.
     """
     if not len(index) or (config is not None and not _levels(config)):
         return []
@@ -85,7 +85,7 @@ def suggest(index: AnnotationIndex, config: DetectionConfig | None = None) -> li
 def reach_of_suggested(
     index: AnnotationIndex, suggested: Sequence[Choice], config: DetectionConfig | None = None
 ) -> Reach:
-    """Returns what the anchors that ``suggest`` gave for ``index`` and ``config`` reach."""
+    """Returns the reach of the anchors that ``suggest`` gives for ``index`` and ``config``."""
     shorter, longer, sizes, ratios = (choice.value for choice in suggested)
     strides = STRIDES if config is None else [level.stride for level in _levels(config)]
     levels = [_Level(stride, _sides([size], ratios)) for stride, size in zip(strides, sizes, strict=False)]
@@ -95,7 +95,7 @@ def reach_of_suggested(
 
 
 def reach_of_config(index: AnnotationIndex, config: DetectionConfig, name: str) -> Reach | None:
-    """Returns what the anchors of ``config`` reach; None if its detector has none."""
+    """Returns the reach of the anchors of ``config``; None if its detector has none."""
     levels = _levels(config)
     size = (config.data.shorter_side, config.data.longer_side)
     return _reach(index, name, size, levels) if levels else None
@@ -109,7 +109,7 @@ def _reach(index: AnnotationIndex, name: str, size: tuple[int, int], levels: Seq
 
 
 def _least_sizes(config: DetectionConfig | None) -> tuple[float, ...]:
-    """Returns the least size of the anchors of each level, two cells; of one feature map, 0 for each size."""
+    """Returns the smallest anchor size of each level, two cells; with a single feature map, 0 for each size."""
     if config is None:
         return LEAST_SIZES
     if not config.backbone.fpn:
@@ -122,7 +122,7 @@ def _levels(config: DetectionConfig) -> list[_Level]:
         config = with_keypoints(config, KeypointSpec.numbered(1))
     if config.is_panoptic and not config.panoptic.stuff:
         config = replace(config, panoptic=replace(config.panoptic, stuff=("stuff",)))
-    with torch.device("meta"):  # nothing is computed: only strides are wanted
+    with torch.device("meta"):  # on the meta device: only the strides are needed
         detector = build_detector(config, 1, pretrained=False)
     found = [module for module in detector.modules() if isinstance(module, AnchorGenerator)]
     return [

@@ -1,7 +1,7 @@
-"""Reads a data set as training would, and lists what is wrong in it, with counts per class and size.
+"""Reads a data set as training does, and lists its errors, with counts per class and size.
 
-It also says what image size and anchors fit the objects, as lines of a config, counts the pixels of label maps, and
-draws all of it on one page.
+It also prints the image size and anchors that fit the objects as lines of a config, counts the pixels of label maps,
+and shows all of it on one page.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from detection.tasks.recipe import Choice, config_text
 
 __all__ = ["check_card"]
 
-TRAINED_ON = ("train", "trainval")  # splits whose objects anchors are to fit; else the first
+TRAINED_ON = ("train", "trainval")  # splits whose objects the anchors must fit; otherwise the first split
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class _Found:
 
     indexes: dict[str, AnnotationIndex] = field(default_factory=dict)
     labelled: dict[str, LabelledSplit] = field(default_factory=dict)  # those with label maps
-    findings: dict[Problem, list[str]] = field(default_factory=dict)  # each with the splits that have it
+    findings: dict[Problem, list[str]] = field(default_factory=dict)  # each problem with the splits that have it
     errors: int = 0
 
     def add(self, problems: Sequence[Problem], split: str | None) -> None:
@@ -69,12 +69,12 @@ def check_card(
     """Prints problems and counts of the card ``name`` below the data root ``root``; returns the number of errors.
 
     Args:
-        name: of a card, or its path.
+        name: name of a card, or its path.
         root: the data root.
-        splits: only these; empty: all of the card.
-        images: also decode the images, and look for copies of one.
-        page: also draw all of it on this HTML page.
-        config: of a detector, whose anchors are held against the objects.
+        splits: names of the splits to check; empty: all splits of the card.
+        images: also decode the images and look for duplicates.
+        page: HTML file to which findings and pictures are also written.
+        config: config of a detector whose anchors are compared with the objects.
 
     Raises:
         ValueError: no such card, or a bad config.
@@ -90,7 +90,7 @@ def check_card(
         _check_split(card, split, root, found, images=images, page=page is not None)
     found.add(check_copies(found.indexes) if images else (), None)
     trained_on = next((split for split in (*TRAINED_ON, *found.indexes) if split in found.indexes), None)
-    whole = card.format == "image_folder"  # an object is its image, which no anchor has to fit
+    whole = card.format == "image_folder"  # each image is one object, which no anchor has to fit
     suggested = [] if trained_on is None or whole else suggest(found.indexes[trained_on], detector)
     lines = config_text(suggested, [f"What fits the objects of {card.name}:{trained_on}"]).splitlines()
     reached = list[Reach]()
@@ -106,7 +106,7 @@ def check_card(
 
 
 def _check_split(card: Card, split: str, root: Path, found: _Found, *, images: bool, page: bool) -> None:
-    """Reads one split, and notes in ``found`` what is wrong with it; prints its counts."""
+    """Reads one split, adds its problems to ``found``, and prints its counts."""
     fields = tuple(FIELDS) if page and "fields" in FORMATS[card.format].options else ()
     try:
         index, problems = read_split(card, split, root, fields=fields, label_maps=card.label_maps is None)
@@ -127,7 +127,7 @@ def _check_split(card: Card, split: str, root: Path, found: _Found, *, images: b
 
 
 def _check_labels(index: AnnotationIndex, split: str, found: _Found) -> LabelCounts:
-    """Reads all label maps of a split, and notes what is wrong; prints the shares of their classes."""
+    """Reads all label maps of a split, adds their problems, and prints the shares of their classes."""
     counts, problems = check_label_maps(index, track=partial(_tracked, total=len(index)))
     found.add(problems, split)
     SCREEN.print(f"{len(index)} images, {counts.labelled} with a label map that can be read")
@@ -136,7 +136,7 @@ def _check_labels(index: AnnotationIndex, split: str, found: _Found) -> LabelCou
 
 
 def _further_problems(index: AnnotationIndex, images: bool) -> list[Problem]:
-    """Returns what the reader did not find: problems of objects and, on request, of image files."""
+    """Returns the problems that the reader does not find: in objects and, on request, in image files."""
     found = check_objects(index)
     if images:
         found += check_images(index, track=partial(_tracked, total=len(index)))
@@ -159,7 +159,7 @@ def _show_counts(index: AnnotationIndex) -> None:
 def _reached(
     index: AnnotationIndex, suggested: Sequence[Choice], detector: DetectionConfig | None, config: Path | None
 ) -> list[Reach]:
-    """Returns what the anchors of the config, if there is one, and the suggested ones reach."""
+    """Returns the reach of the suggested anchors and, if there is a config, of its anchors."""
     name = "" if config is None else f"{config.parent.name}/{config.name}"
     own = None if detector is None else reach_of_config(index, detector, name)
     fitting = reach_of_suggested(index, suggested, detector)

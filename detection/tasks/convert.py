@@ -40,11 +40,11 @@ def convert_weights(
     Args:
         weights: torchvision's .pth, or Detectron2's .pkl or .pth.
         output: a run directory, or a .safetensors file.
-        classes: a card with the classes in the order of the weights; of networks of label maps the background, which
-            has the first row, may be left out, and where the card has other classes the weights' own are taken.  Of
-            panoptic networks things, and perhaps stuff after them.
-        norm_eps: of torchvision's v1 trained further, see docs/weights.md.
-        settings: Detectron2's config.yaml, where the detector is not of its model zoo.
+        classes: a card with the classes in the order of the weights.  For semantic networks the background, which has
+            the first row, may be left out; if the number of classes differs, the names in the weights are used.  For
+            panoptic networks: things, optionally followed by stuff.
+        norm_eps: batch-norm epsilon of a fine-tuned v1 of torchvision; see docs/weights.md.
+        settings: Detectron2's config.yaml, needed for a detector outside its model zoo.
 
     Raises:
         ValueError: a file that can't be read, or weights that do not fit.
@@ -73,10 +73,10 @@ def convert_back(run: Path, output: Path, *, to: Literal["torchvision", "detectr
     Args:
         run: a run directory, or a .safetensors file.
         output: the .pth file; Detectron2's settings are written beside it, as .yaml.
-        to: whose names and settings.
+        to: the project whose names and settings are written.
 
     Raises:
-        ValueError: no checkpoint, or a detector that the project does not have.
+        ValueError: no checkpoint, or a detector that the other project lacks.
     """
     if output.suffix != ".pth":
         raise ValueError(f"--output takes a .pth file with --to {to}, got {output}")
@@ -96,9 +96,9 @@ def convert_back(run: Path, output: Path, *, to: Literal["torchvision", "detectr
 
 
 def _class_names(state: Mapping[str, Tensor], given: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the ``given`` names; of a network of label maps with a row for the background before them.
+    """Returns the ``given`` names, after the background for a semantic network with a row for it.
 
-    Where they are not as many as its rows, its own.
+    If their number differs from the rows of the network, returns the network's own names.
     """
     rows = label_map_classes(state)
     if not rows or len(given) == len(rows):

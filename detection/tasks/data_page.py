@@ -1,4 +1,4 @@
-"""One page about a data set: what is wrong in it, worst first, what it looks like, and what it holds."""
+"""Writes an HTML page about a data set: its problems, worst first, sample pictures and statistics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from detection.tasks.label_sections import LabelledSplit, label_pictures, labels
 
 __all__ = ["write_data_page"]
 
-MAX_LISTED = 500  # findings of the table
+MAX_LISTED = 500  # rows in the table of findings
 LEGEND = "An error stops a training, dropped leaves an object or an image out, a note changes nothing."
 
 
@@ -35,16 +35,16 @@ def write_data_page(
     reached: Sequence[Reach],
     lines: Sequence[str],
 ) -> Path:
-    """Writes the page of a data set to ``path``, and gives it.
+    """Writes the page of a data set to ``path`` and returns ``path``.
 
     Args:
-        path: of the HTML file.
-        name: of the data set.
-        splits: what could be read.
-        labelled: those of them with label maps.
-        findings: worst first.
-        reached: by the anchors of a config and by those that are suggested; none without objects.
-        lines: of a config with what is suggested.
+        path: path of the HTML file.
+        name: name of the data set.
+        splits: the splits that could be read.
+        labelled: the splits with label maps.
+        findings: problems, worst first.
+        reached: reach of the anchors of a config and of the suggested ones; empty without objects.
+        lines: lines of a config with the suggested values.
 
     Raises:
         OSError: the file can't be written.
@@ -119,7 +119,7 @@ def _findings(findings: Sequence[Finding], splits: Mapping[str, AnnotationIndex]
 
 
 def _kinds(findings: Sequence[Finding]) -> list[tuple[tuple[str, str], list[Finding]]]:
-    """Returns findings of each severity and kind, in their order."""
+    """Groups findings by severity and kind, keeping their order."""
     kinds = dict[tuple[str, str], list[Finding]]()
     for finding in findings:
         kinds.setdefault((finding.problem.severity, finding.problem.kind), []).append(finding)
@@ -131,7 +131,7 @@ def _times(findings: Sequence[Finding]) -> int:
 
 
 def _apart(splits: Mapping[str, AnnotationIndex]) -> list[str]:
-    """Names of the splits that have an image which none before them has."""
+    """Returns the names of the splits with an image that no earlier split has."""
     seen, names = set[str](), list[str]()
     for split, index in splits.items():
         paths = {*index.paths}

@@ -1,4 +1,4 @@
-"""Pictures of a data set's page: what the check found, worst first, and samples that show every class."""
+"""Pictures for a data set's page: findings of the check, worst first, and samples of every class."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from detection.visualize import resized
 __all__ = ["SEVERITIES", "Finding", "found_pictures", "sample_pictures"]
 
 SEVERITIES: tuple[Severity, ...] = ("error", "dropped", "note")  # worst first
-MAX_FOUND = 60  # pictures of findings, so that the page stays below some megabytes
+MAX_FOUND = 60  # at most so many pictures of findings: keeps the page below some megabytes
 MAX_OF_KIND = 12
 MAX_SIDE_BY_SIDE = 4
-MAX_SAMPLES = 8  # of a split
+MAX_SAMPLES = 8  # sample pictures of a split
 MAX_DETAIL = 240  # characters of a caption
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem and the splits that have it; none for one between splits."""
+    """A problem and the splits that have it; no splits for a problem between splits."""
 
     problem: Problem
     splits: tuple[str, ...]
@@ -43,9 +43,9 @@ class Finding:
 
 
 def found_pictures(findings: Sequence[Finding], splits: Mapping[str, AnnotationIndex]) -> list[Pictures]:
-    """Returns the images of ``findings``, which come worst first, with all their labels; what is meant is framed.
+    """Returns the images of ``findings``, worst first, with all their labels and a frame around the problem.
 
-    An image that can't be drawn is left out.
+    Images that can't be drawn are left out.
     """
     images, drawn, kinds = _Images(splits), list[Pictures](), dict[str, int]()
     for number, finding in enumerate(findings):
@@ -60,7 +60,7 @@ def found_pictures(findings: Sequence[Finding], splits: Mapping[str, AnnotationI
 
 
 def sample_pictures(split: str, index: AnnotationIndex) -> list[Pictures]:
-    """Returns images of ``index`` with their labels: of every class, the rarest first, then any."""
+    """Returns images of ``index`` with their labels: first of every class, the rarest first, then any."""
     drawn = list[Pictures]()
     for row in _samples(index):
         try:
@@ -77,7 +77,7 @@ def sample_pictures(split: str, index: AnnotationIndex) -> list[Pictures]:
 
 
 def _samples(index: AnnotationIndex) -> Iterator[int]:
-    """Yields rows of images in an order drawn once: first those that hold each class, then the others."""
+    """Yields rows of images in a fixed random order: first images that show each class, then the others."""
     order = np.random.default_rng(0).permutation(len(index)).tolist()
     rows = torch.repeat_interleave(torch.arange(len(index)), torch.diff(index.ends, prepend=index.ends.new_zeros(1)))
     counts = index.labels.bincount(minlength=len(index.class_names))
@@ -108,7 +108,7 @@ def _found(number: int, finding: Finding, images: _Images) -> Pictures | None:
 
 
 class _Images:
-    """The images of all splits by path, and by the path of an annotation file that has the name of one alone."""
+    """The images of all splits by path, and by the path of an annotation file named like exactly one image."""
 
     def __init__(self, splits: Mapping[str, AnnotationIndex]) -> None:
         self.places = dict[str, tuple[AnnotationIndex, int]]()
@@ -120,7 +120,7 @@ class _Images:
         self.stems = {stem: next(iter(paths)) for stem, paths in stems.items() if len(paths) == 1}
 
     def draw(self, path: str, boxes: Sequence[tuple[float, ...]]) -> bytes | None:
-        """Draws an image with its labels as a JPEG, the ``boxes`` framed; None if it can't be read or is not known."""
+        """Draws an image with its labels and frames around ``boxes`` as a JPEG; None if it is unknown or unreadable."""
         place = self.places.get(path) or self.places.get(self.stems.get(Path(path).stem, ""))
         if place is None:
             return None
@@ -141,7 +141,7 @@ def _draw(index: AnnotationIndex, row: int, boxes: Sequence[tuple[float, ...]]) 
 
 
 def _under_labels(index: AnnotationIndex, row: int, image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
-    """Returns ``image`` (H, W, 3), ``scale`` times as large, with its label map if that can be read."""
+    """Returns ``image`` (H, W, 3), resized by ``scale``, under its label map if that can be read."""
     maps = index.label_maps
     assert maps is not None
     try:

@@ -1,4 +1,4 @@
-"""Sections of a data set's page: its classes, objects per image, sizes with anchors, splits, masks and keypoints."""
+"""Sections of a data set's page: classes, objects per image, object sizes and anchors, splits, masks and keypoints."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ __all__ = [
     "splits_section",
 ]
 
-MAX_CLASSES = 20  # of a figure; the tables have all
+MAX_CLASSES = 20  # classes in a figure; the tables show all
 MOST_BINS = 30
 SIZES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # pixels, edges of bins
 ASPECTS = tuple(2.0**power for power in np.arange(-4, 4.01, 0.5))  # edges of bins
-FULL = 0.98  # share of its box from which on a mask may be the box itself
+FULL = 0.98  # a mask that fills a larger share of its box may be the box itself
 ALL_OF = "Objects that no anchor reaches, wherever they lie on its grid."
 QUARTILES = (0, 0.25, 0.5, 0.75, 1)
 
 
 def classes_section(summaries: Mapping[str, Summary]) -> Section:
-    """Returns the objects of each class and split, and which classes a split lacks."""
+    """Returns the section with the objects of each class and split, and the classes that a split lacks."""
     counts = {split: {name: row[0] for name, *row in summary.classes} for split, summary in summaries.items()}
     first = next((own for own in counts.values() if any(own.values())), None)
     if first is None:
@@ -58,7 +58,7 @@ def classes_section(summaries: Mapping[str, Summary]) -> Section:
 
 
 def objects_section(splits: Mapping[str, AnnotationIndex]) -> Section:
-    """Returns how many objects images have, without ignored ones."""
+    """Returns the section on objects per image, without ignored objects."""
     counts = {split: index.num_wanted().numpy() for split, index in splits.items()}
     most = max((int(own.max()) for own in counts.values()), default=0)
     if not most:
@@ -84,11 +84,11 @@ def objects_section(splits: Mapping[str, AnnotationIndex]) -> Section:
 
 
 def anchors_section(reached: Sequence[Reach], lines: Sequence[str]) -> Section:
-    """Returns sides and aspects of the objects with anchors over them, and how many objects no anchor reaches.
+    """Returns the section on sides and aspect ratios of objects and anchors, and objects that no anchor reaches.
 
     Args:
-        reached: by the anchors of the config, if there is one, and by those that fit.
-        lines: of a config with the latter.
+        reached: reach of the suggested anchors and, if there is a config, of its anchors.
+        lines: lines of a config with the suggested anchors.
     """
     if not reached:
         return Section("Sizes and anchors", [])
@@ -124,7 +124,7 @@ def anchors_section(reached: Sequence[Reach], lines: Sequence[str]) -> Section:
 
 
 def splits_section(splits: Mapping[str, AnnotationIndex], summaries: Mapping[str, Summary]) -> Section:
-    """Returns the splits side by side: counts, medians, and how sizes of objects spread."""
+    """Returns the section that compares splits: counts, medians, and distribution of object sizes."""
     sides = {split: index.areas[~index.ignore].sqrt().numpy() for split, index in splits.items()}
     if not splits:
         return Section("Splits compared", [])
@@ -174,7 +174,7 @@ def _split_row(split: str, index: AnnotationIndex, summary: Summary, sides: NDAr
 
 
 def masks_section(splits: Mapping[str, AnnotationIndex]) -> Section:
-    """Returns how many objects have a mask, and how much of their boxes these fill."""
+    """Returns the section on masks: how many objects have one, and the share of its box that it fills."""
     filled, rows = dict[str, NDArray[np.floating]](), list[list[str]]()
     for split, index in splits.items():
         if "masks" not in index.fields:
@@ -208,7 +208,7 @@ def masks_section(splits: Mapping[str, AnnotationIndex]) -> Section:
 
 
 def keypoints_section(splits: Mapping[str, AnnotationIndex]) -> Section:
-    """Returns what changes places in a mirror image, the sigmas, and how often each keypoint is seen."""
+    """Returns the section on keypoints: their flip pairs, sigmas, and how often each is visible."""
     posed = {
         split: index for split, index in splits.items() if index.keypoints is not None and "keypoints" in index.fields
     }
@@ -229,7 +229,7 @@ def keypoints_section(splits: Mapping[str, AnnotationIndex]) -> Section:
 
 
 def _missed(reach: Reach, label: int | None = None) -> list[str]:
-    """Counts and shares of the objects, or of those of one class, that no anchor reaches."""
+    """Returns counts and shares of the objects, or of those of one class, that no anchor reaches."""
     own = np.ones(len(reach.ious), np.bool_) if label is None else reach.labels == label
     missed = [int((reach.missed(iou) & own).sum()) for iou in IOUS]
     return [f"{count:,} ({100 * count / max(int(own.sum()), 1):.1f} %)" for count in missed]

@@ -13,11 +13,11 @@ __all__ = ["download_cards"]
 
 
 def download_cards(names: Sequence[str], root: Path) -> None:
-    """Fetches and unpacks below ``root`` what the cards called ``names`` list; all cards are read first.
+    """Downloads the archives of the cards ``names`` and unpacks them below ``root``; reads all cards first.
 
     Raises:
         ValueError: no such card, one that lists no archive, or an archive that is not what its card says.
-        ConnectionError: the connection dropped again and again; what came so far is kept.
+        ConnectionError: the connection dropped repeatedly; the downloaded part is kept.
     """
     cards = [load_card(name) for name in names]
     downloads = [download for card in cards for download in read_downloads(card)]

@@ -1,4 +1,4 @@
-"""Ground truth and detections in COCO's formats, of any program, as the records that the evaluation reads."""
+"""Reads ground truth and detections of any program, in COCO's formats, into the records of the evaluation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["Judged", "name_files", "read_detections", "read_judged", "without_ob
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The detections of several methods in the same images.
+    """Detections of several methods on the same images.
 
     Attributes:
-        class_names: K.
+        class_names: names of the K classes.
         runs: method -> the records of each of its files, which are its seeds.
-        labels: the classes of label maps, where these are judged.
+        labels: classes of the label maps, if label maps are evaluated.
     """
 
     class_names: tuple[str, ...]
@@ -34,9 +34,9 @@ class Judged:
 
 
 def read_judged(truth: Path, files: Mapping[str, Sequence[Path]], *, keypoint_sigmas: Sequence[float] = ()) -> Judged:
-    """Returns the detections in ``files`` (method -> one file per seed) beside the ground truth in ``truth``.
+    """Reads the detections in ``files`` (method -> one file per seed) and the ground truth in ``truth``.
 
-    ``keypoint_sigmas`` of OKS, one for each keypoint, take the place of COCO's or the default ones.
+    ``keypoint_sigmas`` (one per keypoint, for OKS) replace those of COCO and the default ones.
 
     Raises:
         ValueError: no images or no files, or a file that can't be used; it is named, with its entries.
@@ -55,8 +55,8 @@ def read_detections(
 ) -> list[Record]:
     """Returns the detections in ``path``, in COCO's results format, as a record for each image of ``index``.
 
-    ``source`` is said of images and categories that the index lacks, and ``repair`` ends messages.  With ``masks``
-    records have them even if there is no detection at all.
+    Messages name ``source`` as the file that lacks an image or category, and end in ``repair``.  With ``masks`` records
+    have a mask field even without detections.
 
     Raises:
         ValueError: a file that can't be used; it is named, with its entries.
@@ -97,10 +97,10 @@ def without_objects(index: AnnotationIndex) -> list[Record]:
 def name_files(given: Sequence[str], *, option: str = "--detections") -> dict[str, list[Path]]:
     """Returns the files of each method; ``given`` holds A.json, named by its stem, or NAME=A1.json,A2.json.
 
-    A folder may stand in the place of a file.
+    Folders are allowed in place of files.
 
     Raises:
-        ValueError: a name twice, one without a file, or a file twice under one name.
+        ValueError: a repeated name, a name without files, or a repeated file under one name.
     """
     files: dict[str, list[Path]] = {}
     for text in given:
@@ -111,7 +111,7 @@ def name_files(given: Sequence[str], *, option: str = "--detections") -> dict[st
         if not name or not paths:
             raise ValueError(f"{option} {text!r}: expected A.json, or NAME=A1.json,A2.json with a file per seed")
         if len({path.resolve() for path in paths}) < len(paths):
-            raise ValueError(f"{option} {text!r}: a file stands twice, expected the detections of another seed")
+            raise ValueError(f"{option} {text!r}: a file is given twice, expected the detections of another seed")
         if name in files:
             raise ValueError(f"{option}: two methods are called {name!r}; name them as in NAME={listed}")
         files[name] = paths
@@ -121,7 +121,7 @@ def name_files(given: Sequence[str], *, option: str = "--detections") -> dict[st
 def _with_sigmas(truth: Truth, sigmas: tuple[float, ...]) -> Truth:
     if truth.keypoint_spec is None:
         why = truth.known.no_keypoints or "its categories name none"
-        raise ValueError(f"--keypoint-sigmas are of keypoints, which {truth.known.source} has not: {why}")
+        raise ValueError(f"--keypoint-sigmas needs keypoints, which {truth.known.source} lacks: {why}")
     return replace(truth, keypoint_spec=replace(truth.keypoint_spec, sigmas=sigmas))
 
 

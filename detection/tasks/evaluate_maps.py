@@ -1,4 +1,4 @@
-"""Label maps and panoptic segmentations of any program, as the records that the evaluation reads."""
+"""Reads label maps and panoptic segmentations of any program into the records of the evaluation."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ __all__ = ["read_judged_maps"]
 
 
 def read_judged_maps(truth: str, files: Mapping[str, Sequence[Path]], *, root: Path | None = None) -> Judged:
-    """Returns what was counted in the label maps of ``files`` (method -> one of each seed) beside those of ``truth``.
+    """Counts the label maps in ``files`` (method -> one per seed) against those of ``truth``.
 
-    A folder holds a label image for each image of the data set, called like it.  A file is in COCO's panoptic format,
-    and its PNGs lie in the folder beside it that is called like it.
+    A folder holds a label image for each image of the data set, with the same name.  A file is in COCO's panoptic
+    format, and its PNGs lie in the folder of the same name beside it.
 
     Args:
         truth: CARD:SPLIT.
         files: folders and files.
-        root: folder of all data sets; None: the environment's.
+        root: data root; None: $RESDET_DATA_ROOT, else datasets/.
 
     Raises:
         ValueError: a data set without label maps or whose labels are unknown, or a file that can't be used.
@@ -47,7 +47,7 @@ def read_judged_maps(truth: str, files: Mapping[str, Sequence[Path]], *, root: P
 def _judged(index: AnnotationIndex, path: Path) -> list[Record]:
     if not path.exists():
         raise ValueError(
-            f"{path} is not there; expected a folder of PNGs, RUN/label_maps, or a panoptic network's panoptic.json"
+            f"{path} does not exist; expected a folder of PNGs, RUN/label_maps, or a panoptic network's panoptic.json"
         )
     maps = predicted_maps(index, path) if path.is_dir() else _panoptic_maps(index, path)
     return [
@@ -57,16 +57,16 @@ def _judged(index: AnnotationIndex, path: Path) -> list[Record]:
 
 
 def _panoptic_maps(index: AnnotationIndex, path: Path) -> LabelMaps:
-    """Returns the segments that ``path`` lists of the images of ``index``."""
+    """Returns the segments that the file ``path`` lists for the images of ``index``."""
     truth = index.label_maps
     assert truth is not None
     if truth.segments is None:
-        raise ValueError(f"{path} is of panoptic segmentation, and the data set does not tell objects apart")
+        raise ValueError(f"{path} is a panoptic segmentation, and the data set has no labels of single objects")
     try:
         found = {entry["image_id"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))["annotations"]}
         rows = [_segments(found, id_, truth.values, path) for id_ in index.image_ids.tolist()]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is no file in COCO's panoptic format: {error}") from error
+        raise ValueError(f"{path} is not in COCO's panoptic format: {error}") from error
     files = [str(path.with_suffix("") / name) for name, _ in rows]
     return replace(
         truth, files=PackedStrings.pack(files), segments=PackedStrings.pack([json.dumps(listed) for _, listed in rows])
@@ -78,7 +78,7 @@ def _segments(
 ) -> tuple[str, list[list[int]]]:
     """Returns the name of the PNG of an image and [id, label, crowd] of its segments."""
     if image_id not in found:
-        raise ValueError(f"it has no entry of image {image_id}, which was tested")
+        raise ValueError(f"it has no entry for image {image_id} of the test set")
     entry = found[image_id]
     unknown = {info["category_id"] for info in entry["segments_info"]} - {*labels}
     if unknown:

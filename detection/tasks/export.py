@@ -1,9 +1,9 @@
-"""Exports a run's detector, proves that the file finds what PyTorch finds, and writes both or nothing.
+"""Exports the detector of a run, compares the file with PyTorch, and writes file and comparison, or nothing.
 
 OUTPUT/model.pt2, model.onnx, or model.xml with model.bin
 OUTPUT/export.json     agreement with PyTorch, AP before and after, latency and memory of both, metadata
-OUTPUT/export.md       the same for a reader
-OUTPUT/index.html      of --format web: a page that runs model.onnx in a browser, with all that it takes
+OUTPUT/export.md       the same as text
+OUTPUT/index.html      with --format web: a page that runs model.onnx in a browser, with the files it needs
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ from detection.weights.origin import origin_of
 
 __all__ = ["Limits", "Wanted", "resized_images", "run_export"]
 
-MULTIPLE = 32  # to which the sides of a frame are rounded up
+MULTIPLE = 32  # the sides of a frame are rounded up to a multiple of it
 UNMATCHED: dict[Precision, float] = {"fp32": 0.01, "fp16": 0.05, "int8": 0.3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The loss that an export may cause.
+    """Limits on what an export may lose against PyTorch.
 
     Attributes:
-        unmatched: share of the detections of both without a match, or of pixels of another class, 0..1; None: 0.01 of
-            fp32, 0.05 of fp16, 0.3 of int8.
-        ap: points of box AP, or of the mean IoU of label maps, where it can be computed.
-        part: int8: share of detections that a part alone may lose, else it stays float.
+        unmatched: share of the detections of either model without a match, or of pixels with different classes, 0..1;
+            None: 0.01 for fp32, 0.05 for fp16, 0.3 for int8.
+        ap: loss in points of box AP, or of mean IoU for label maps, if it can be computed.
+        part: for int8: a part that alone loses a larger share of detections stays float.
     """
 
     unmatched: float | None = None
@@ -74,19 +74,19 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """The parts of an export, and its checks.
+    """Options of an export and of its comparison with PyTorch.
 
     Attributes:
-        format, precision: of the file.
-        size: (height, width) of the frame; None: the smallest that holds the images of the proof, as they are resized.
-        batch: images of a call.
-        images: folder whose images prove and calibrate; None: the run's data.test proves, data.train calibrates.
-        count: images of each.
-        timed: images whose latency is measured; 0: none.
-        licence: of the weights; None: what the config tells.
-        page: adds the page that runs an ONNX model in a browser.
+        format, precision: format and precision of the file.
+        size: (height, width) of the frame; None: the smallest that holds the resized images of the comparison.
+        batch: images per call.
+        images: folder of images to compare and calibrate on; None: the run's data.test and its data.train.
+        count: number of images for each of the two.
+        timed: number of images to measure latency on; 0: none.
+        licence: licence of the weights; None: the licence that the config implies.
+        page: add the page that runs an ONNX model in a browser.
         runtime: folder with onnxruntime-web for the page; None: from npm or its registry.
-        limits: that fail the export.
+        limits: losses above which the export fails.
     """
 
     format: ExportFormat
@@ -108,18 +108,18 @@ def run_export(
     """Writes the files of ``output`` and returns the content of export.json.
 
     Args:
-        checkpoint: of a run.
+        checkpoint: checkpoint of a run.
         output: folder; an export in it is replaced.
         wanted: format, precision, sizes and limits.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
-        ValueError: a detector, size or test-time method that can't be exported, no images, or a limit exceeded; then
-            ``output`` is as it was.
+        ValueError: a detector, size or test-time method that can't be exported, no images, or an exceeded limit;
+            ``output`` stays unchanged.
         ImportError: a package of the format is missing.
     """
     _check(checkpoint.config, wanted)
-    runtime = find_runtime(wanted.runtime) if wanted.page else None  # before the minutes of an export
+    runtime = find_runtime(wanted.runtime) if wanted.page else None  # fails before an export of minutes
     detector = build_detector(checkpoint.config, len(checkpoint.class_names), pretrained=False).eval()
     load_detector_weights(detector, checkpoint, checkpoint.class_names)
     index = _test_set(checkpoint.config, wanted, say)
@@ -150,7 +150,7 @@ def run_export(
 
 
 def weights_licence(config: DetectionConfig) -> str:
-    """Returns what the config of a run lets say of the licence of its weights."""
+    """Returns the licence of the weights as far as the config of a run implies it."""
     source, known = origin_of(config)
     if source is None:
         return "not stated (--licence states it); trained from scratch"
@@ -159,7 +159,7 @@ def weights_licence(config: DetectionConfig) -> str:
 
 @contextmanager
 def _whole(output: Path) -> Iterator[Path]:
-    """Gives a folder that takes the place of ``output`` at the end, unless there was an error."""
+    """Yields a temporary folder that replaces ``output`` at the end, unless there was an error."""
     folder = output.with_name(f".{output.name}.part")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -173,9 +173,9 @@ def _whole(output: Path) -> Iterator[Path]:
 
 def _check(config: DetectionConfig, wanted: Wanted) -> None:
     if wanted.format == "torch" and wanted.precision == "int8":
-        raise ValueError("--int8 is of --format onnx and openvino; torch takes --half")
+        raise ValueError("--int8 is for --format onnx and openvino; with torch use --half")
     if wanted.page and wanted.batch != 1:
-        raise ValueError(f"the page of --format web looks at one image at a time; leave out --batch {wanted.batch}")
+        raise ValueError(f"the page of --format web takes one image at a time; leave out --batch {wanted.batch}")
     if wanted.page and not config.finds_objects:
         raise ValueError(
             f"the page of --format web draws boxes and masks, and architecture {config.architecture} finds no objects; "
@@ -191,7 +191,7 @@ def _check(config: DetectionConfig, wanted: Wanted) -> None:
 
 
 def _test_set(config: DetectionConfig, wanted: Wanted, say: Callable[[str], None]) -> AnnotationIndex | None:
-    """Returns the images of ``data.test``; None where they can't be read and others are given."""
+    """Returns the images of ``data.test``; None if they can't be read and a folder of images is given."""
     try:
         if not config.data.test:
             raise ValueError("data.test is empty")
@@ -205,7 +205,7 @@ def _test_set(config: DetectionConfig, wanted: Wanted, say: Callable[[str], None
 
 
 def _proof_images(config: DetectionConfig, index: AnnotationIndex | None, wanted: Wanted) -> list[ImageBatch]:
-    """Returns the resized images that both detectors look at, each a batch."""
+    """Returns the resized images that both models are compared on, each as a batch."""
     if wanted.images is not None:
         paths = [*islice(images_below(wanted.images), wanted.count)]
         if not paths:
@@ -218,7 +218,7 @@ def _proof_images(config: DetectionConfig, index: AnnotationIndex | None, wanted
 def _calibration_images(
     config: DetectionConfig, images: list[ImageBatch], wanted: Wanted, say: Callable[[str], None]
 ) -> list[ImageBatch]:
-    """Returns the images that int8 is calibrated on: never those of the test set."""
+    """Returns the images that int8 is calibrated on, never those of the test set."""
     if wanted.precision != "int8" or wanted.images is not None:
         return images if wanted.precision == "int8" else []
     index = load_index(config.data, config.data.train, key="data.train", say=say, **data_parts(config))
@@ -227,7 +227,7 @@ def _calibration_images(
 
 
 def resized_images(config: DetectionConfig, paths: Sequence[Path]) -> list[ImageBatch]:
-    """Returns the images in ``paths`` as a test of ``config`` resizes them, each a batch."""
+    """Returns the images in ``paths``, resized as in a test of ``config``, each as a batch."""
     resize = Resize(config.data.shorter_side, config.data.longer_side)
     nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
     pixels = [resize(read_image(path), nothing)[0] for path in paths]
@@ -242,7 +242,7 @@ def _frame(images: Sequence[ImageBatch]) -> tuple[int, int]:
 
 
 def _frames(images: Sequence[ImageBatch], facts: Facts) -> list[tuple[Tensor, Tensor]]:
-    """Returns the calls of a graph for ``images``, as the runtime makes them."""
+    """Returns the inputs of the graph for ``images``, one pair per call, as the runtime passes them."""
     calls: list[tuple[Tensor, Tensor]] = []
 
     def record(pixels: Tensor, sizes: Tensor) -> list[Any]:
@@ -266,7 +266,7 @@ def _prove(
     index: AnnotationIndex | None,
     wanted: Wanted,
 ) -> dict[str, Any]:
-    """Returns agreement, AP and costs of ``exported`` beside those of ``detector``."""
+    """Compares ``exported`` with ``detector`` in detections, AP and costs."""
     graph = DetectorGraph(detector)
     eager = Framed(
         lambda *call: [output.numpy() for output in graph(*call)],
@@ -279,7 +279,7 @@ def _prove(
         expected = [found for batch in images for found in eager(batch)]
         found = [found for batch in images for found in exported(batch)]
         ap = dict[str, Loss]()
-        if index is not None and index.has_ground_truth and len(index) > 1:  # an interval takes two images
+        if index is not None and index.has_ground_truth and len(index) > 1:  # an interval needs two images
             tester = build_tester(checkpoint.config.test, [detector])
             ap = _compare_ap(checkpoint.config, (tester, eager, exported), index)
     return {
@@ -291,9 +291,9 @@ def _prove(
 
 
 def _compare_ap(config: DetectionConfig, models: Sequence[nn.Module], index: AnnotationIndex) -> dict[str, Loss]:
-    """Returns what AP loses: "frame" by PyTorch's test in the frame, "bbox", "segm" and "keypoints" by the export.
+    """Returns the losses of AP: "frame" of PyTorch's test in the frame; "bbox", "segm" and "keypoints" of the export.
 
-    Of label maps it is the mean IoU: "frame_semseg" and "semseg".
+    For label maps, "frame_semseg" and "semseg" are losses of mean IoU.
 
     ``models`` are PyTorch's test, the same in the frame of the export, and the export.
     """
@@ -331,7 +331,7 @@ def _costs(
 
 
 def _enforce(proof: Mapping[str, Any], wanted: Wanted) -> None:
-    """Raises ValueError where ``proof`` exceeds a limit."""
+    """Raises ValueError if ``proof`` exceeds a limit."""
     found: Agreement = proof["agreement"]
     limit = UNMATCHED[wanted.precision] if wanted.limits.unmatched is None else wanted.limits.unmatched
     if found.pixels is not None and found.pixels > limit:
@@ -356,7 +356,7 @@ def _enforce(proof: Mapping[str, Any], wanted: Wanted) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Returns ``value`` as JSON knows it; NaN becomes None."""
+    """Returns ``value`` in types of JSON; NaN becomes None."""
     if hasattr(value, "__dataclass_fields__"):
         value = asdict(value)
     if isinstance(value, Mapping):

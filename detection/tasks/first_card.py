@@ -1,6 +1,6 @@
-"""The card of a folder that was recognised, with a split where the folder has none.
+"""Writes the card of a recognised folder, with a random split if the folder has none.
 
-What is drawn is a list of images for each split: classes alike in each, groups and copies kept together.
+A random split is a list of images per split, with similar class shares, and with groups and copies kept together.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from detection.structures import VOID
 
 __all__ = ["FirstCard", "card_text", "draw_card"]
 
-ALL = "all"  # the split of a folder without any
-LEAST_FOR_TEST = 100  # images; of fewer no test set is taken
-MANY_IMAGES = 20_000  # from here on a broken image is an error: to decode all takes minutes at every start
+ALL = "all"  # name of the only split in a folder without splits
+LEAST_FOR_TEST = 100  # images; a smaller data set gets no test set
+MANY_IMAGES = 20_000  # with more, a broken image is an error: decoding all takes minutes at every start
 ROOT = Path()  # cards of folders have absolute paths
 
 Say = Callable[[str], None]
@@ -42,9 +42,9 @@ class FirstCard:
     """A card and what it describes.
 
     Attributes:
-        card: of the data set.
-        sets: train, val and test, as far as there are.
-        lists: files of the drawn splits -> the images in them.
+        card: card of the data set.
+        sets: train, val and test, as far as they exist.
+        lists: files of the random splits -> the images in them.
     """
 
     card: Card
@@ -53,17 +53,17 @@ class FirstCard:
 
 
 def draw_card(found: Recognised, place: Path, *, group: str | None, seed: int, say: Say) -> FirstCard:
-    """Returns the card of ``found``; a training set without a validation set gives a part of it away.
+    """Returns the card of ``found``; splits the validation set off the training set if there is none.
 
     Args:
         found: the folder.
-        place: where the lists will lie.
-        group: regular expression on the path of an image, for groups that stay together.
-        seed: of the split.
-        say: takes lines.
+        place: folder for the lists of images.
+        group: regular expression on the path of an image; images with the same match stay in one split.
+        seed: seed of the split.
+        say: called with each line of progress.
 
     Raises:
-        ValueError: the labels are of no use, or ``group`` is no regular expression.
+        ValueError: unusable labels, or an invalid regular expression ``group``.
     """
     card = _card(found)
     parts = {name: _read(card, name, say) for name in card.splits}
@@ -88,7 +88,7 @@ def draw_card(found: Recognised, place: Path, *, group: str | None, seed: int, s
 
 
 def _card(found: Recognised) -> Card:
-    """Returns the card of a folder as it lies there, with the classes of the data."""
+    """Returns the card of a folder as it is, with the classes of the data."""
     card = Card(
         name=found.folder.name,
         format=found.format,
@@ -102,7 +102,7 @@ def _card(found: Recognised) -> Card:
 
 
 def _read(card: Card, name: str, say: Say) -> list[AnnotationIndex]:
-    """Returns the images of each entry of a split, with their masks; says what is wrong."""
+    """Returns the images of each entry of a split, with their masks; reports problems."""
     parts = list[AnnotationIndex]()
     for entry in card.splits[name]:
         fields = ("masks",) if "fields" in FORMATS[card.format].options else ()
@@ -112,12 +112,12 @@ def _read(card: Card, name: str, say: Say) -> list[AnnotationIndex]:
         _say_dropped(problems, say)
         parts.append(index)
     if not sum(map(len, parts)):
-        raise ValueError(f"{card.root}: the split {name!r} has no image that can be used; resdet check says more")
+        raise ValueError(f"{card.root}: the split {name!r} has no usable image; resdet check lists the reasons")
     return parts
 
 
 def _say_dropped(problems: Sequence[Problem], say: Say) -> None:
-    masks = FIELDS["masks"].unusable  # boxes among polygons have none
+    masks = FIELDS["masks"].unusable  # boxes among polygons have no mask
     dropped = [problem for problem in problems if problem.severity == "dropped" and problem.kind != masks]
     for kind in dict.fromkeys(problem.kind for problem in dropped):
         own = [problem for problem in dropped if problem.kind == kind]
@@ -125,16 +125,16 @@ def _say_dropped(problems: Sequence[Problem], say: Say) -> None:
 
 
 def _shares(whole: str, images: int) -> dict[str, float]:
-    if whole == "train":  # there is a test set, or none is wanted
+    if whole == "train":  # a test set exists, or is not wanted
         return {"train": 0.9, "val": 0.1}
     return {"train": 0.8, "val": 0.1, "test": 0.1} if images >= LEAST_FOR_TEST else {"train": 0.8, "val": 0.2}
 
 
 def _looks(sets: Mapping[str, AnnotationIndex], say: Say) -> dict[str, Look]:
-    """Returns path -> what the image looks like; of very many images nothing."""
+    """Returns path -> appearance of the image, to find copies; empty for very many images."""
     paths = [*dict.fromkeys(path for index in sets.values() for path in index.paths)]
     if len(paths) > MANY_IMAGES:
-        say(f"{len(paths)} images: no copies are looked for, which takes minutes; resdet check does it")
+        say(f"{len(paths)} images: not searched for copies, which takes minutes; resdet check does it")
         return dict.fromkeys(paths, Look(None, None, None))
     return dict(zip(paths, look_at(paths), strict=True))
 
@@ -148,7 +148,7 @@ def _draw(
     seed: int,
     say: Say,
 ) -> dict[str, list[int]]:
-    """Returns the rows of each set."""
+    """Draws the rows of each set."""
     paths = [*index.paths]
     groups, rule = group_images(paths, pattern=group)
     pairs = pairs_alike([looks[path] for path in paths])
@@ -160,7 +160,7 @@ def _draw(
 
 
 def _label_counts(index: AnnotationIndex) -> NDArray[np.int64]:
-    """Returns which classes (N, K) images have a pixel of."""
+    """Returns (N, K) of 0 and 1: whether image n has a pixel of class k."""
     return check_label_maps(index)[0].present.astype(np.int64)
 
 
@@ -171,11 +171,11 @@ def _lists(
     rows: Mapping[str, list[int]],
     place: Path,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[str]]]:
-    """Returns the entries of the drawn splits, each with its list, and the lines of the lists."""
+    """Returns the entries of the random splits, each with its list, and the lines of the lists."""
     splits, lists = {name: list[dict[str, Any]]() for name in rows}, dict[str, list[str]]()
     start = 0
     for number, (part, entry) in enumerate(zip(parts, entries, strict=True), start=1):
-        # Formats with lists of their own name images from their folder, others from the data set's.
+        # Formats with lists of their own name images relative to their folder, others relative to the data set's.
         below = Path(str(card.root)) / (str(entry["images"]) if FORMATS[card.format].own_list else "")
         for name, own in rows.items():
             inside = [row - start for row in own if start <= row < start + len(part)]
@@ -188,7 +188,7 @@ def _lists(
 
 
 def _say_copies(sets: Mapping[str, AnnotationIndex], looks: Mapping[str, Look], say: Say) -> None:
-    """Says which images are in two sets, or nearly."""
+    """Reports images that are in two sets, also as near copies."""
     owners = [(name, path) for name, index in sets.items() for path in index.paths]
     pairs = pairs_alike([looks[path] for _, path in owners])
     shared = [pair for pair in pairs if owners[pair.one][0] != owners[pair.other][0]]
@@ -209,7 +209,7 @@ def _counts(sets: Mapping[str, AnnotationIndex]) -> str:
 
 
 def card_text(card: Card, found: Recognised) -> str:
-    """Returns ``card`` as YAML, under what was recognised."""
+    """Returns ``card`` as YAML, with the recognised format as a header."""
     values = {
         "name": card.name,
         "format": card.format,

@@ -1,4 +1,6 @@
-"""Finds the largest part of a step that a GPU's memory holds: ``resdet train --fit``.  The images of a step stay."""
+"""Finds the smallest solver.accumulate that fits in GPU memory: ``resdet train --fit``.
+
+The number of images per iteration stays the same."""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ from detection.progress import SCREEN
 
 __all__ = ["fewest_parts", "fit_memory", "largest_images", "smallest_accumulate"]
 
-STEPS = 2  # of a trial: the second one has the optimizer's moments
-SHARE = 0.95  # of the memory that a trial may take: steps of other shapes leave gaps
+STEPS = 2  # iterations of a trial: the second one has the optimizer's moments
+SHARE = 0.95  # of the memory that a trial may use: iterations of other shapes leave gaps
 
 
 def fit_memory(
@@ -36,18 +38,18 @@ def fit_memory(
     device: torch.device,
     say: Callable[[str], None] = SCREEN.print,
 ) -> DetectionConfig:
-    """Returns ``config`` with the fewest solver.accumulate parts that ``device`` holds; on a CPU as it is.
+    """Returns ``config`` with the smallest solver.accumulate that fits on ``device``; unchanged on a CPU.
 
     Args:
-        config: of the training.
-        build: gives the model on the CPU.
+        config: config of the training.
+        build: returns the model on the CPU.
         index: the training set.
-        device: that trains.
-        say: takes lines.
+        device: device that trains.
+        say: called with each line of progress.
 
     Raises:
         ValueError: several processes, or nothing to train on.
-        MemoryError: a single image is too much.
+        MemoryError: a single image does not fit.
     """
     refuse_many("--fit")
     before = config.solver.accumulate
@@ -66,9 +68,9 @@ def fewest_parts(
     device: torch.device,
     say: Callable[[str], None],
 ) -> int:
-    """Returns in how many parts ``device`` can compute a step; ``model`` stays as it is.
+    """Returns the smallest number of parts in which ``device`` can compute an iteration; ``model`` is not changed.
 
-    Tried are the largest images of ``index``, as large as they get and not augmented.
+    Tries the largest images of ``index``, at the largest training size and without augmentation.
 
     Raises:
         ValueError, MemoryError: as ``fit_memory``.
@@ -99,27 +101,27 @@ def fewest_parts(
 
 
 def smallest_accumulate(images: int, holds: Callable[[int], bool]) -> int | None:
-    """Returns the fewest parts that a step can be computed in; None if a single image is too much.
+    """Returns the smallest number of parts that an iteration fits in; None if a single image does not fit.
 
     Args:
-        images: of a step, a multiple of the parts.
-        holds: whether the memory holds a step of so many parts.
+        images: images per iteration, a multiple of the parts.
+        holds: returns whether an iteration in so many parts fits in memory.
     """
     numbers = [number for number in range(1, images + 1) if images % number == 0]
-    place = bisect_left(numbers, True, key=holds)  # more parts are smaller ones
+    place = bisect_left(numbers, True, key=holds)  # more parts are smaller
     return numbers[place] if place < len(numbers) else None
 
 
 def largest_images(index: AnnotationIndex, resize: Resize, count: int, *, mixed: bool) -> Tensor:
-    """Returns the rows of ``count`` images that take the most memory together, or of all that there are.
+    """Returns the rows of the ``count`` images that take the most memory in one batch, or of all images.
 
-    Images without objects are left out where others have some.
+    Leaves out images without objects, unless no image has any.
 
     Args:
         index: images.
-        resize: to the size that the model sees.
-        count: how many.
-        mixed: batches hold upright beside lying images, padded to the sides of both.
+        resize: the resize to the size that the model sees.
+        count: number of images.
+        mixed: batches mix portrait and landscape images, padded to the sides of both.
     """
     wanted = index.num_wanted().tolist()
     sizes = [resize.size((height, width)) for height, width in index.sizes.tolist()]
@@ -132,8 +134,8 @@ def largest_images(index: AnnotationIndex, resize: Resize, count: int, *, mixed:
 
 
 def _holds(config: DetectionConfig, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> bool:
-    """Returns whether ``device`` holds the training of ``model``, of which it trains a copy; lets go of everything."""
-    parts = min(2, config.solver.accumulate)  # the second is computed beside the gradient of the first
+    """Returns whether training a copy of ``model`` fits on ``device``; frees the memory afterwards."""
+    parts = min(2, config.solver.accumulate)  # the second is computed while the gradient of the first is kept
     solver = replace(config.solver, accumulate=parts, images_per_step=parts)
     _limit(device, SHARE)
     try:
@@ -143,7 +145,7 @@ def _holds(config: DetectionConfig, model: nn.Module, batches: Iterable[Batch], 
         state.model.train()
         for _ in range(STEPS):
             step(state, state.model, feed, solver, device)
-    except NotFiniteError:  # the memory held it
+    except NotFiniteError:  # it fitted
         return True
     except torch.OutOfMemoryError:
         return False
@@ -154,7 +156,7 @@ def _holds(config: DetectionConfig, model: nn.Module, batches: Iterable[Batch], 
 
 
 def _limit(device: torch.device, share: float) -> None:
-    """Lets go of memory that nothing uses, and takes no more than ``share`` of that of ``device`` from now on."""
+    """Frees unused memory, and limits this process to ``share`` of the memory of ``device``."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
-"""Writes all that training on a folder of images and labels needs: a card, a split and a config.
+"""Writes the card, split and config for training on a folder of images and labels.
 
 OUTPUT/init/card.yaml     the data set: format, classes, splits
-OUTPUT/init/train.txt     and val.txt, test.txt: the images of the splits, where the folder had none
+OUTPUT/init/train.txt     and val.txt, test.txt: the images of the splits, if the folder has none
 OUTPUT/init/config.yaml   the training: every value with its reason
 """
 
@@ -29,13 +29,13 @@ from detection.weights.zoo import find_entry
 
 __all__ = ["Project", "Wishes", "init_folder"]
 
-# Published detectors that are tried where none is named: (with masks, names in the order of trying).
+# Published detectors that are tried if none is named: whether they need masks -> names in order of preference.
 STARTS = {
     False: ("faster_rcnn_R_50_FPN_3x", "fasterrcnn_resnet50_fpn_v2"),
     True: ("mask_rcnn_R_50_FPN_3x", "maskrcnn_resnet50_fpn_v2"),
 }
 LABELS_START = ("deeplabv3_resnet50", "fcn_resnet50")  # the same for label images
-SEGMENTS_START = ("panoptic_fpn_R_50_3x", "panoptic_fpn_R_50_1x")  # and for panoptic sets
+SEGMENTS_START = ("panoptic_fpn_R_50_3x", "panoptic_fpn_R_50_1x")  # the same for panoptic data sets
 
 Say = Callable[[str], None]
 
@@ -45,10 +45,10 @@ class Project:
     """The files that ``init_folder`` wrote or found.
 
     Attributes:
-        output: the directory of the run that follows.
+        output: the run directory for the training.
         card: the card.
         config: the config.
-        classifies: the images have classes and no boxes: the config is one of resdet pretrain.
+        classifies: true if images have classes and no boxes; then the config is for resdet pretrain.
     """
 
     output: Path
@@ -59,15 +59,15 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """The choices a user may make; the defaults leave them to the data.
+    """Choices of the user; the defaults follow from the data.
 
     Attributes:
         start: a run, a checkpoint, a name in the zoo, a file of another project, or "none"; None: a published detector
-            if it can be had.
-        group: regular expression on the path of an image, for groups that stay together.
-        format: of the labels.
-        seed: of the split.
-        overwrite: write everything anew.
+            if one is available.
+        group: regular expression on the path of an image; images with the same match stay in one split.
+        format: format of the labels.
+        seed: seed of the split.
+        overwrite: replace existing files.
     """
 
     start: str | None = None
@@ -85,18 +85,17 @@ def init_folder(
     machine: Machine | None = None,
     say: Say = SCREEN.print,
 ) -> Project:
-    """Writes card, split and config for the data in ``folder``, unless they are there; returns where they lie.
+    """Writes card, split and config for the data in ``folder``, unless they exist; returns their paths.
 
     Args:
-        folder: of images and labels, or a file of labels in it, or a data.yaml.
-        output: of the run that follows; None: output/NAME of the folder.
-        wishes: of the user.
-        machine: that trains; None: this one.
-        say: takes lines.
+        folder: folder of images and labels, or a file of labels in it, or a data.yaml.
+        output: run directory for the training; None: output/NAME of the folder.
+        wishes: choices of the user.
+        machine: machine that trains; None: this one.
+        say: called with each line of progress.
 
     Raises:
-        ValueError: no known labels, labels without an image that can be used, or another data set's files in
-            ``output``.
+        ValueError: no known labels, no usable image, or files of another data set in ``output``.
         OSError: a file can't be written.
     """
     root = data_root_of(folder).resolve()
@@ -107,7 +106,7 @@ def init_folder(
         return _existing(project, root, wishes, say)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            f"{project.config} is not there yet, and one process must write it: run resdet init {folder} first"
+            f"{project.config} does not exist yet, and only one process may write it; first type: resdet init {folder}"
         )
     found = recognise(folder, format=wishes.format)
     for line in found.lines:
@@ -130,18 +129,18 @@ def init_folder(
 
 
 def _existing(project: Project, root: Path, wishes: Wishes, say: Say) -> Project:
-    """Returns the files of an earlier call, if they are of this folder and these wishes."""
+    """Returns the files of an earlier call; raises ValueError if they belong to another folder or other wishes."""
     card = load_card(str(project.card))
-    anew = "add --overwrite to write them anew, or choose another --output-dir"
+    anew = "add --overwrite to replace it, or choose another --output-dir"
     if Path(str(card.root)) != root:
-        raise ValueError(f"{project.card} is of {card.root}, and not of {root}; {anew}")
+        raise ValueError(f"{project.card} is the card of {card.root}, not of {root}; {anew}")
     if wishes.group is not None or wishes.format not in (None, card.format):
-        raise ValueError(f"{project.card} is there, and --group and --format are for a new one; {anew}")
+        raise ValueError(f"{project.card} exists, and --group and --format are for a new card; {anew}")
     content = parse_yaml(project.config.read_text(encoding="utf-8"))
     start = content.get("init") if isinstance(content, Mapping) else None
     if wishes.start is not None and wishes.start != (start or "none"):
-        raise ValueError(f"{project.config} starts from {start or 'none'}, and not from {wishes.start}; {anew}")
-    say(f"card and config of an earlier call: {project.card}, {project.config} (--overwrite writes them anew)")
+        raise ValueError(f"{project.config} starts from {start or 'none'}, not from {wishes.start}; {anew}")
+    say(f"card and config of an earlier call: {project.card}, {project.config} (--overwrite replaces them)")
     return replace(project, classifies=card.format == "image_folder")
 
 
@@ -153,7 +152,7 @@ def _detector(
     machine: Machine,
     say: Say,
 ) -> str:
-    """Returns the config of a detector, or of a semantic or panoptic network where the images have label maps."""
+    """Returns the config of a detector, or of a semantic or panoptic network if the images have label maps."""
     index = sets["train"]
     maps = index.label_maps
     if maps is None:
@@ -177,13 +176,13 @@ def _detector(
 def _start(
     wanted: str | None, names: Sequence[str], kind: str, images: int, say: Say
 ) -> tuple[str | None, Checkpoint[DetectionConfig] | None]:
-    """Returns where training starts; published ``names`` that nobody asked for may be out of reach.
+    """Returns where training starts; from scratch if none of the published ``names`` can be downloaded.
 
     Raises:
-        ValueError, ConnectionError: ``wanted`` can't be had.
+        ValueError, ConnectionError: ``wanted`` is not available.
     """
     if wanted == "none":
-        say(f"starts from nothing, as asked. {_needs(kind, images)}")
+        say(f"starts from scratch, as requested. {_needs(kind, images)}")
         return None, None
     if wanted is not None:
         with bar(wanted, unit="bytes") as move:
@@ -191,24 +190,24 @@ def _start(
     reasons = list[str]()
     for name in names:
         try:
-            say(f"starts from {name} if it can be had: {find_entry(name).url}")
+            say(f"starts from {name} if it is available: {find_entry(name).url}")
             with bar(name, unit="bytes") as move:
                 return name, read_origin(name, progress=move, attempts=1)
         except (ValueError, OSError) as error:
             reasons.append(str(error))
-    say(f"no published {kind} can be had ({reasons[0]}). {_needs(kind, images)}")
+    say(f"no published {kind} is available ({reasons[0]}). {_needs(kind, images)}")
     say(f"  on a machine with a network: download {find_entry(names[0]).url}, copy it here, and add --from FILE")
     return None, None
 
 
 def _needs(kind: str, images: int) -> str:
-    """Returns what training a network of ``kind`` from nothing takes."""
+    """Returns a line on the data that training a network of ``kind`` from scratch needs."""
     enough = f"{images} images are enough to try" if images >= FEW_IMAGES else f"{images} images make a weak one"
-    return f"From nothing a {kind} learns from some {FEW_IMAGES:,} images and many epochs (COCO: 118,000); {enough}"
+    return f"From scratch a {kind} needs some {FEW_IMAGES:,} images and many epochs (COCO: 118,000); {enough}"
 
 
 def _classifier(specs: Mapping[str, str]) -> str:
-    """Returns the config of a classifier: of resdet pretrain."""
+    """Returns the config of a classifier, for resdet pretrain."""
     choices = [
         Choice("backbone.name", "resnet18", "small; resdet list backbones has others"),
         Choice("data.train", [specs["train"]]),

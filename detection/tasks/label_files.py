@@ -1,12 +1,12 @@
-"""The files of a test of label maps.
+"""Writes and reads the files of a test of label maps.
 
-label_maps/NAME.png    palette image whose numbers are the values of the data set's card, as its server reads them
-panoptic/NAME.png      in place of it from a panoptic network: COCO's numbers of segments
-panoptic.json          the segments of these, in COCO's panoptic format
-segmentation.json      what was counted in each image, from which all figures are made
+label_maps/NAME.png    palette image in the values of the data set's card, as its evaluation server reads them
+panoptic/NAME.png      instead of it for a panoptic network: segment ids, encoded as in COCO
+panoptic.json          these segments, in COCO's panoptic format
+segmentation.json      the counts of each image, from which all metrics are computed
 pictures/              overlays of the first images, on request
 
-NAME is that of the image, with the id of the image where two images have one name.
+NAME is the name of the image, followed by its id if two images share the name.
 
 Shapes: K classes, H W height and width of an image.
 """
@@ -44,12 +44,12 @@ LABEL_MAPS, SEGMENTATION = "label_maps", "segmentation.json"
 
 
 class LabelFiles:
-    """Writes each label map that it is given, as ``predict`` finds it.
+    """Writes each label map that ``predict`` passes to it.
 
     Args:
-        index: of the test set.
+        index: index of the test set.
         output: directory for the folders of files.
-        pictures: how many images are also drawn, the first ones.
+        pictures: number of images that are also drawn, the first ones.
     """
 
     def __init__(self, index: AnnotationIndex, output: Path, *, pictures: int = 0) -> None:
@@ -81,7 +81,7 @@ class LabelFiles:
             save_picture(self.output / "pictures" / f"{row:05d}_{self.stems[row]}.jpg", drawn)
 
     def finish(self) -> None:
-        """Writes panoptic.json, of the images of all processes, where there are segments."""
+        """Writes panoptic.json for the images of all processes, if there are segments."""
         annotations = [entry for part in gather(self._annotations) for entry in part]
         if annotations and is_main():
             maps = self.maps
@@ -93,13 +93,13 @@ class LabelFiles:
 
     @property
     def _category_ids(self) -> list[int]:
-        """(K,) of the classes in the data set's own files."""
+        """Returns the ids (K,) of the classes in the data set's own files."""
         ids = {label: value for value, label in self.maps.values.items()}
         return [ids.get(label, label) for label in range(len(self.maps.class_names))]
 
 
 def file_stems(index: AnnotationIndex) -> list[str]:
-    """Returns the name of the files of each image, without an ending."""
+    """Returns the file name for each image, without extension."""
     stems = [Path(path).stem for path in index.paths.all()]
     several = Counter(stem.casefold() for stem in stems)
     ids = index.image_ids.tolist()
@@ -126,7 +126,7 @@ def predicted_maps(index: AnnotationIndex, folder: Path) -> LabelMaps:
 
 
 def write_counts(path: Path, records: Sequence[Record], maps: LabelMaps) -> None:
-    """Writes what was counted in the images of ``records`` to ``path``."""
+    """Writes the counts of ``records`` to ``path``."""
     content = {
         "class_names": maps.class_names,
         "num_things": maps.num_things,
@@ -142,7 +142,7 @@ def read_counts(path: Path, records: Sequence[Record], maps: LabelMaps) -> list[
     """Returns ``records`` with the counts in ``path``.
 
     Raises:
-        ValueError: the file can't be read, or is of other images or classes.
+        ValueError: the file can't be read, or has other images or classes.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -165,7 +165,7 @@ def _sparse(record: Record) -> dict[str, Any]:
     if record.label_counts is not None:
         counts = record.label_counts.tocoo()
         cells = zip(counts.row.tolist(), counts.col.tolist(), counts.data.tolist(), strict=True)
-        entry["label_counts"] = [*map(list, cells)]  # true class, predicted class or K for none, pixels
+        entry["label_counts"] = [*map(list, cells)]  # true class, predicted class (K for none), pixels
     if record.panoptic_counts is not None:
         rows = np.flatnonzero(record.panoptic_counts.any(axis=1))
         entry["panoptic_counts"] = [[row, *record.panoptic_counts[row].tolist()] for row in rows.tolist()]
@@ -185,12 +185,12 @@ def _with(record: Record, entry: Mapping[str, Any], num_classes: int) -> Record:
 
 
 def _fits(maps: LabelMaps) -> bool:
-    """Returns whether the values of all classes fit a pixel of a label image."""
+    """Returns whether the values of all classes fit in a pixel of a label image."""
     return set(range(len(maps.class_names))) <= {label for value, label in maps.values.items() if 0 <= value < 256}
 
 
 def _plain(maps: LabelMaps) -> dict[int, int]:
-    """Returns the values of label images where the card's do not fit: the labels."""
+    """Returns the labels as values of label images, for cards whose own values do not fit."""
     return {label: label for label in range(len(maps.class_names))} | {VOID: VOID}
 
 
@@ -199,7 +199,7 @@ def _numbers(maps: LabelMaps) -> tuple[NDArray[np.uint8], bytes]:
     values = maps.values if _fits(maps) else _plain(maps)
     table, palette = np.full(256, VOID, np.uint8), np.zeros((256, 3), np.uint8)
     colors = label_palette(maps.class_names)
-    for value, label in reversed([*values.items()]):  # of several values of a label, the first
+    for value, label in reversed([*values.items()]):  # the first, if a label has several values
         if 0 <= value < 256:
             table[label] = value
             palette[value] = VOID_COLOR if label == VOID else colors[label]

@@ -1,4 +1,4 @@
-"""Images with their labels drawn: boxes, masks, keypoints and class names, and hatching over what is ignored."""
+"""Draws labels on images: boxes, masks, keypoints, class names, and hatching over ignored regions."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def draw_labels(
     keypoints: KeypointSpec | None = None,
     scale: float = 1.0,
 ) -> NDArray[np.uint8]:
-    """Returns ``image`` (H, W, 3) RGB, ``scale`` times as large, with the objects of ``target``.
+    """Returns ``image`` (H, W, 3) RGB, resized by ``scale``, with the objects of ``target`` drawn on it.
 
-    What is ignored is hatched and has no name.  ``keypoints`` says how those of the objects are joined.
+    Ignored regions are hatched and have no name.  ``keypoints`` defines the lines between keypoints.
     """
     shown = ~target.ignore
     masks = None if target.masks is None else [encode(mask) for mask in target.masks[shown].numpy()]
@@ -53,7 +53,7 @@ def draw_labels(
 
 
 def drawn_target(index: AnnotationIndex, row: int) -> Target:
-    """Returns the objects of image ``row`` with all that ``draw_labels`` shows of them."""
+    """Returns the objects of image ``row`` with the fields that ``draw_labels`` shows."""
     return index.target(row, fields=[name for name in ("masks", "keypoints") if name in index.fields])
 
 

@@ -1,4 +1,4 @@
-"""A config for a data set of label images on a machine: a semantic network, every value with its reason."""
+"""Chooses the config of a semantic or panoptic network for a data set and a machine, with a reason for every value."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from detection.tasks.recipe import LARGEST, Choice, Machine, choose, data_choice
 
 __all__ = ["choose_for_labels", "choose_for_segments"]
 
-BOUND = ("architecture", "backbone", "semantic")  # sections that weights bind
-COCO_STUFF, COCO_PIXELS = 4096, 640 * 480  # least area of stuff in Panoptic FPN, and most images of COCO
-SCALES = (0.5, 2.0)  # of training images: torchvision's references
-RATES = (6 / 33, 12 / 33, 18 / 33)  # dilations, of the cells of a side: DeepLabV3's, of images of 513 at stride 16
+BOUND = ("architecture", "backbone", "semantic")  # sections that must match the weights
+COCO_STUFF, COCO_PIXELS = 4096, 640 * 480  # pixels: least area of stuff in Panoptic FPN, usual image of COCO
+SCALES = (0.5, 2.0)  # of training images, as in torchvision's references
+# Dilations as shares of the cells of a side: those of DeepLabV3 for images of 513 px at stride 16.
+RATES = (6 / 33, 12 / 33, 18 / 33)
 SMALL_SIDE = 320  # pixels
 MOST = {"cpu": 600, "cuda": 40_000}  # steps
 
@@ -34,8 +35,8 @@ def choose_for_labels(
     Args:
         index: the training set, with label maps.
         sets: train, val and test -> card:split.
-        machine: that trains.
-        init: of the config: where training starts; None: from nothing.
+        machine: machine that trains.
+        init: where training starts, as in the config; None: from scratch.
         origin: the network that ``init`` names.
 
     Raises:
@@ -78,7 +79,7 @@ def choose_for_segments(
 ) -> list[Choice]:
     """Returns the values of a config that trains a Panoptic FPN on ``index``, which has things, masks and stuff.
 
-    Args and errors are those of ``choose``, whose Mask R-CNN gets a semantic branch.
+    Arguments and errors are those of ``choose``; its Mask R-CNN gets a semantic branch.
     """
     cascade = origin is not None and "cascade" in origin.config.architecture
     own = {
@@ -97,7 +98,7 @@ def choose_for_segments(
 
 
 def _size(index: AnnotationIndex, machine: Machine) -> list[Choice]:
-    """Returns shorter and longer side: the images' own size unless time gets long."""
+    """Chooses shorter and longer side: the images' own size, unless training would take too long."""
     shorts, longs = index.sizes.amin(dim=1).numpy(), index.sizes.amax(dim=1).numpy()
     short, long = float(np.median(shorts)), float(np.median(longs))
     factor = min(1.0, LARGEST[machine.kind][0] / short, LARGEST[machine.kind][1] / long)
@@ -110,7 +111,7 @@ def _size(index: AnnotationIndex, machine: Machine) -> list[Choice]:
 
 
 def _of_origin(origin: Checkpoint[DetectionConfig]) -> list[Choice]:
-    """Returns what the network that training starts from binds."""
+    """Returns the values that the network that training starts from fixes."""
     own, default = flatten(origin.config), flatten(DetectionConfig())
     keys = [key for key in own if key.split(".")[0] in BOUND and own[key] != default[key]]
     keys = [key for key in keys if key not in ("backbone.weights", "backbone.freeze_at")]
@@ -118,7 +119,7 @@ def _of_origin(origin: Checkpoint[DetectionConfig]) -> list[Choice]:
 
 
 def _from_scratch(batch: int, side: int) -> list[Choice]:
-    """Returns the network, of images whose longer ``side`` is so many pixels."""
+    """Returns the choices for a network trained from scratch on images whose longer side is ``side`` pixels."""
     norm = "bn" if batch >= 8 else "gn"
     stride = 8 if side <= SMALL_SIDE else 16
     rates = [max(1, round(share * side / stride)) for share in RATES]

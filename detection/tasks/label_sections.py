@@ -1,4 +1,4 @@
-"""Sections on label maps of a data set's page: the share of each class, and images under their labels."""
+"""Sections on label maps for a data set's page: pixel share of each class, and images under their labels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from detection.pages.photos import jpeg, page_scale
 
 __all__ = ["LabelledSplit", "label_pictures", "labels_section"]
 
-MAX_CLASSES = 20  # of the figure; the table has all
-MAX_SAMPLES = 8  # of a split
+MAX_CLASSES = 20  # classes in the figure; the table shows all
+MAX_SAMPLES = 8  # pictures of a split
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class LabelledSplit:
     """A split with label maps.
 
     Attributes:
-        index: has them.
-        counts: of their pixels; None: they were not read.
+        index: images of the split.
+        counts: counts of their pixels; None: the label maps were not read.
     """
 
     index: AnnotationIndex
@@ -35,7 +35,7 @@ class LabelledSplit:
 
 
 def labels_section(splits: Mapping[str, LabelledSplit]) -> Section:
-    """Returns how much of the pixels each class has in each split, and which classes a split lacks."""
+    """Returns the section with the pixel share of each class in each split, and the classes that a split lacks."""
     counts = {split: own.counts for split, own in splits.items() if own.counts is not None and own.counts.labelled}
     if not counts:
         return Section("Label maps", [])
@@ -66,7 +66,7 @@ def labels_section(splits: Mapping[str, LabelledSplit]) -> Section:
 
 
 def label_pictures(split: str, labelled: LabelledSplit) -> list[Pictures]:
-    """Returns images of a split under the colours of their labels: of every class, the rarest first, then any."""
+    """Returns images of a split under their label colours: first of every class, the rarest first, then any."""
     index, drawn = labelled.index, list[Pictures]()
     for row in _samples(labelled):
         try:
@@ -81,7 +81,7 @@ def label_pictures(split: str, labelled: LabelledSplit) -> list[Pictures]:
 
 
 def _samples(labelled: LabelledSplit) -> Iterator[int]:
-    """Yields rows of images in an order drawn once: first those that have a pixel of each class, then the others."""
+    """Yields rows of images in a fixed random order: first images with a pixel of each class, then the others."""
     maps = labelled.index.label_maps
     assert maps is not None
     rows = maps.labelled().nonzero().flatten().numpy()

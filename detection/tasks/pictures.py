@@ -1,4 +1,4 @@
-"""Pictures of a training on the way: a few images of data.val, labels on the left and detections on the right."""
+"""Pictures during training: a few images of data.val, labels on the left and detections on the right."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from detection.visualize import draw_record
 
 __all__ = ["draw_watched"]
 
-IMAGES = 4  # the same ones each time, spread over data.val
-LONGEST = 640  # pixels of the longer side of a half
+IMAGES = 4  # the same images each time, spread over data.val
+LONGEST = 640  # longer side of each half, pixels
 
 
 def draw_watched(
     config: DetectionConfig, model: nn.Module, result: Mapping[str, Any], *, index: AnnotationIndex
 ) -> dict[str, NDArray[np.uint8]]:
-    """Returns name -> picture (H, W, 3) RGB: what is, and what ``model`` finds, in a few images of ``index``.
+    """Returns name -> picture (H, W, 3) RGB of a few images of ``index``: ground truth beside the output of ``model``.
 
-    Shown are label maps, or detections from the score on at which F1 was best in ``result``, that of all images.
+    Shows label maps, or detections above the score of the best F1 in ``result``, the result on all images.
     """
     assert isinstance(model, Architecture)
     device = choose_device(config.device)
@@ -67,7 +67,7 @@ def draw_watched(
 def _beside(
     index: AnnotationIndex, row: int, record: Record, min_score: float, found: Labelled | None
 ) -> NDArray[np.uint8]:
-    """Returns the labels of an image, and beside them its label map, or its detections over thin white objects."""
+    """Returns the labels of an image beside its label map, or beside its detections over thin white objects."""
     image, names = index.image(row), index.class_names
     scale = min(1.0, LONGEST / max(image.shape[:2]))
     if found is not None and index.label_maps is not None:
@@ -78,7 +78,7 @@ def _beside(
 
 
 def _map(image: NDArray[np.uint8], labelled: Labelled, index: AnnotationIndex, scale: float) -> NDArray[np.uint8]:
-    """Returns ``image`` under a label map, ``scale`` times as large."""
+    """Returns ``image``, resized by ``scale``, under a label map."""
     assert index.label_maps is not None
     outlines = None if labelled.segments is None else labelled.segments.ids
     return draw_label_map(image, labelled.labels, index.label_maps.class_names, outlines=outlines, scale=scale)

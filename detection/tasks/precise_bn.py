@@ -1,6 +1,6 @@
-"""Batch-norm statistics of a backbone as a true average over a training set, to be frozen afterwards.
+"""Recomputes the batch-norm statistics of a backbone as averages over a training set, to be frozen afterwards.
 
-Training keeps a running average over its last few hundred batches, made while the weights still moved.  "Deep Residual
+Training keeps a running average over its last few hundred batches, while the weights still change.  "Deep Residual
 Learning", appendix A, recomputes the statistics on the training set before it fixes them for detection.
 """
 
@@ -34,28 +34,28 @@ __all__ = ["recompute_statistics"]
 
 
 def recompute_statistics(config: DetectionConfig, path: Path, *, images: int, folder: Path | None = None) -> int:
-    """Writes the config's backbone, its statistics recomputed on a training set, to ``path``.
+    """Recomputes the statistics of the config's backbone on a training set, and writes the backbone to ``path``.
 
-    The file is one that ``backbone.weights`` takes, with ``backbone.norm: frozen_bn``: a classifier without its last
-    layer, with the config that tells what its weights need.
+    ``backbone.weights`` loads the file, with ``backbone.norm: frozen_bn``.  It holds a classifier without its last
+    layer, and the config that describes what its weights need.
 
     Args:
-        config: of a run; its backbone and weights are used.
-        path: a .safetensors file to write.
-        images: how many of the training set at most.
-        folder: a classification set, one subfolder per class, as the paper takes ImageNet's; None takes
+        config: config of a run; its backbone and weights are used.
+        path: the .safetensors file to write.
+        images: maximum number of training images.
+        folder: a classification set, one subfolder per class, such as ImageNet in the paper; None:
             ``config.data.train`` at the detector's scale.
 
     Returns:
-        How many images were used.
+        The number of images used.
 
     Raises:
         ValueError: bad data or config, a backbone without batch normalisation, or another kind of file.
     """
     if path.suffix != ".safetensors":
-        raise ValueError(f"the weights go into a .safetensors file, got {str(path)!r}")
+        raise ValueError(f"--output takes a .safetensors file, got {str(path)!r}")
     batches = _detection_set(config, images) if folder is None else _image_folder(folder, images)
-    # Trunk and tail are the whole network, whatever stands on them in the config.
+    # Trunk and tail together are the whole network, whatever head the config has.
     plain = BackboneConfig(**{f.name: getattr(config.backbone, f.name) for f in fields(BackboneConfig)})
     backbone = build_plain_backbone(replace(plain, norm="bn", freeze_at=0), pretrained=True)
     network = _WholeImages(backbone)
@@ -85,12 +85,12 @@ def recompute_statistics(config: DetectionConfig, path: Path, *, images: int, fo
 
 def _detection_set(config: DetectionConfig, images: int) -> DataLoader[Any]:
     index = load_index(config.data, config.data.train, key="data.train", say=print, limit=config.data.limit)
-    # One at a time: padding would count as colour.
+    # One image at a time: padding would count as pixels.
     return build_test_loader(index, config.data, rows=range(min(images, len(index))))
 
 
 def _image_folder(folder: Path, images: int) -> DataLoader[Any]:
-    """Loads central 224 x 224 crops of images with a shorter side of 256, as in classification, of all classes."""
+    """Loads images of all classes, resized to a shorter side of 256 and cropped to the central 224 x 224 pixels."""
     try:
         found = ImageFolder(folder, transform=Compose([Resize(256), CenterCrop(224), PILToTensor()]))
     except OSError as error:
@@ -106,7 +106,7 @@ def _collate(samples: list[tuple[Tensor, int]]) -> ImageBatch:
 
 @checked
 class _Statistics(ProgramConfig):
-    """The config beside the weights: they are a classifier's without its last layer."""
+    """The config beside the weights, which are those of a classifier without its last layer."""
 
     program: ClassVar[str] = "classification"
 

@@ -1,12 +1,12 @@
-"""Detects objects in images, folders, videos and cameras: pictures with the boxes drawn, and predictions.json.
+"""Detects objects in images, folders, videos and cameras, and writes pictures and predictions.json.
 
-OUTPUT/predictions.json        name -> detections, or {"error": why} for what can't be read or predicted; a frame's
-                               name is VIDEO#NUMBER
-OUTPUT/predictions.json.part   the same as far as it is written, until the end or where that did not come
-OUTPUT/PATH                    a picture has the path of its image, below the folder that all sources share
-OUTPUT/PATH.mp4                a video of its frames
-OUTPUT/PATH.labels.png         the label map of an image, from networks that predict them: a palette image of numbers
-                               from 0 in the order of the classes, 255 where nothing is predicted; not of videos
+OUTPUT/predictions.json        name -> detections, or {"error": reason} for an image that failed; the name of a frame
+                               is VIDEO#NUMBER
+OUTPUT/predictions.json.part   the same while it is written; remains after an interruption
+OUTPUT/PATH                    picture of an image; PATH is relative to the folder that all sources share
+OUTPUT/PATH.mp4                drawn frames of a video or camera
+OUTPUT/PATH.labels.png         label map of an image (not of videos), from semantic and panoptic networks: palette image
+                               of class indices from 0, and 255 where nothing is predicted
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from detection.visualize import WRITTEN, save_picture
 __all__ = ["OutputNames", "find_sources", "free_folder", "predict_sources"]
 
 PREDICTIONS = "predictions.json"
-CliSource = Path | str | int  # a file or folder, an address, the number of a camera
+CliSource = Path | str | int  # a file or folder, a URL, or the number of a camera
 
 
 def predict_sources(
@@ -54,12 +54,12 @@ def predict_sources(
         sources: image and video files, folders of images, addresses, numbers of cameras.
         predictor: the detector.
         output: directory, made if needed; it must not hold a prediction.
-        min_score: detections below are left out, in all or by class; None: the predictor's threshold.
-        max_frames: of each video and camera.
-        say: takes a line for each image and video.
+        min_score: score threshold, one for all classes or by class; None: the predictor's threshold.
+        max_frames: maximum number of frames of each video and camera.
+        say: called with a line for each image and video.
 
     Raises:
-        ValueError: a path that does not exist, no image, a class that there is not, or a prediction in ``output``.
+        ValueError: a missing path, no image, an unknown class, or a prediction in ``output``.
         OSError: a file can't be written.
     """
     found, draw = find_sources(sources), _Drawer(output, OutputNames(sources))
@@ -84,12 +84,12 @@ def predict_sources(
 
 
 def _film(prediction: Prediction) -> tuple[str, bool]:
-    """Returns the source, and whether that is a video with frames."""
+    """Returns the source, and whether it is a video."""
     return prediction.picture.source, prediction.picture.frame is not None
 
 
 class _Drawer:
-    """Writes drawn pictures and videos, each of which gives a line to show."""
+    """Writes pictures and videos with detections drawn, and yields a line about each."""
 
     def __init__(self, output: Path, names: OutputNames) -> None:
         self.output, self.names = output, names
@@ -107,7 +107,7 @@ class _Drawer:
         return f"{prediction.picture.name}: {_Counts().add(prediction)}"
 
     def _video(self, predictions: Iterable[Prediction]) -> str:
-        """Draws frames of one size into one file; a frame that could not be predicted is left out."""
+        """Draws frames of one size into one file; leaves out frames that could not be predicted."""
         found, frames, source = _Counts(), 0, ""
         with ExitStack() as opened:
             file = None
@@ -126,7 +126,7 @@ class _Drawer:
 
 
 class _Counts:
-    """Objects of each class, and the mean share of the pixels of those that are none."""
+    """Counts of the objects of each class, and the mean pixel share of each class of stuff."""
 
     def __init__(self) -> None:
         self.objects, self.shares, self.classes, self.images = Counter[str](), Counter[str](), (), 0
@@ -144,24 +144,24 @@ class _Counts:
 
 
 class OutputNames:
-    """Paths of pictures below an output folder: those of the sources below the folder that all of them share.
+    """Paths of pictures in an output folder: the paths of the sources relative to the folder that all share.
 
-    No two are the same, also where a file system does not tell "A.jpg" from "a.jpg".
+    Paths are unique, even on file systems that treat "A.jpg" and "a.jpg" as the same.
 
     Args:
-        sources: as the user gave them.
+        sources: sources as the user gave them.
     """
 
     def __init__(self, sources: Iterable[CliSource]) -> None:
         folders = [_folder(source) for source in sources if isinstance(source, Path)]
         try:
             self._base = os.path.commonpath(folders) if folders else ""
-        except ValueError:  # on several drives of Windows
+        except ValueError:  # paths on several drives of Windows
             self._base = ""
         self._taken: set[str] = set()
 
     def of(self, source: str, *, suffix: str = "") -> Path:
-        """Returns the path of the picture of ``source``; it ends in ``suffix``, or as a picture can."""
+        """Returns the path for the picture of ``source``; it ends in ``suffix``, or in that of an image format."""
         path = self._relative(source)
         if path.suffix.lower() not in ((suffix,) if suffix else WRITTEN):
             path = path.with_name(path.name + (suffix or ".jpg"))
@@ -187,12 +187,12 @@ def _folder(path: Path) -> str:
 
 
 def _absolute(path: str | Path) -> Path:
-    """Returns ``path`` from the root, without "..", and as it is where it is a link."""
+    """Returns ``path`` as an absolute path without "..", without following links."""
     return Path(os.path.abspath(path))  # noqa: PTH100  # resolve() follows links
 
 
 def _plain(part: str) -> str:
-    """Returns a part of an address as a name of a file: without what leads elsewhere."""
+    """Returns a part of an address as a safe file name, without characters that lead to other folders."""
     return re.sub(r"[^\w.\-]+", "_", part).strip("._")
 
 
@@ -206,13 +206,12 @@ def free_folder(folder: Path) -> Path:
 
 
 def find_sources(sources: Sequence[CliSource]) -> list[CliSource]:
-    """Returns ``sources``, in the place of folders the images in them and their subfolders, each once.
+    """Returns ``sources``, with folders replaced by the images in them and their subfolders, without repetitions.
 
-    Hidden ones are passed over, as those that macOS lays beside others ("._photo.jpg"), and the pictures of earlier
-    predictions.
+    Hidden files, such as those of macOS ("._photo.jpg"), and pictures of earlier predictions are skipped.
 
     Raises:
-        ValueError: a path that does not exist, or no image at all.
+        ValueError: a missing path, or no image at all.
     """
     found: dict[CliSource, None] = {}
     for source in sources:
@@ -220,7 +219,7 @@ def find_sources(sources: Sequence[CliSource]) -> list[CliSource]:
             found[source] = None
         elif source.is_dir():
             found |= dict.fromkeys(_images_in(source))
-        elif source.exists() or source.is_symlink():  # a dangling link is told with the images that can't be read
+        elif source.exists() or source.is_symlink():  # a dangling link is reported later, with the unreadable images
             found[source] = None
         else:
             raise ValueError(f"no image or folder {source}")
@@ -242,7 +241,7 @@ def _images_in(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _written(output: Path) -> Iterator[Callable[[str, Any], None]]:
-    """Gives what writes the entry of an image to ``output``/predictions.json, whose name comes with the last one."""
+    """Yields a function that writes the entry of an image to predictions.json.part, which is renamed at the end."""
     if _holds_prediction(output):
         raise ValueError(f"{output} holds a prediction already; choose another --output-dir, or remove it")
     output.mkdir(parents=True, exist_ok=True)
@@ -251,7 +250,7 @@ def _written(output: Path) -> Iterator[Callable[[str, Any], None]]:
 
         def write(name: str, entry: Any) -> None:
             nonlocal separator
-            # A mapping of one entry, without its brackets: the whole is one mapping in the end.
+            # Each entry without its braces, so that the entries form one mapping.
             stream.write(separator + json.dumps({name: entry}, indent=1)[1:-2])
             stream.flush()
             separator = ","

@@ -1,7 +1,7 @@
-"""A config for a data set on a machine: every value with its reason.
+"""Chooses the config of a detector for a data set and a machine, with a reason for every value.
 
-Image size and anchors follow from the objects, batch and steps from the machine, the rest from whether training starts
-from a detector or from nothing.
+Image size and anchors follow from the objects, batch size and iterations from the machine, the rest from the start of
+training: a detector, or from scratch.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ __all__ = [
     "solver_choices",
 ]
 
-# Sections that weights bind: taken over from the detector that training starts from.
+# Sections that must match the weights: copied from the detector that training starts from.
 BOUND = ("architecture", "backbone", "anchors", "rpn", "box", "cascade", "mask", "point", "keypoint", "dense", "test")
 STRIDES = (4, 8, 16, 32, 64)  # of the levels of a pyramid
-LEAST_SIZES = tuple(2.0 * stride for stride in STRIDES)  # of anchors: two cells of the level
+LEAST_SIZES = tuple(2.0 * stride for stride in STRIDES)  # smallest anchor sizes: two cells of the level
 SMALL_OBJECT = 16.0  # pixels; a tenth of the objects may be smaller
-LARGEST = {"cuda": (800, 1333), "cpu": (480, 800)}  # sides that training takes an acceptable time at
-FEW_IMAGES = 10_000  # from scratch, fewer make a weak detector: COCO's 118,000 are the usual measure
-# Words of class names whose mirrored picture shows another class
+LARGEST = {"cuda": (800, 1333), "cpu": (480, 800)}  # sides at which training takes an acceptable time
+FEW_IMAGES = 10_000  # from scratch, fewer give a weak detector; COCO has 118,000
+# Words in names of classes that a flip turns into another class.
 ONE_SIDED = ("left", "right")
 
 
@@ -77,7 +77,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A value of the config and why."""
+    """A value of the config and its reason."""
 
     key: str  # section.key
     value: Any
@@ -96,8 +96,8 @@ def choose(
     Args:
         index: the training set, with masks if it has any.
         sets: train, val and test -> card:split.
-        machine: that trains.
-        init: of the config: where training starts; None: from nothing.
+        machine: machine that trains.
+        init: where training starts, as in the config; None: from scratch.
         origin: the detector that ``init`` names.
 
     Raises:
@@ -155,7 +155,7 @@ def _line(key: str, choice: Choice, *, indent: str) -> str:
 
 
 def data_choices(index: AnnotationIndex, sets: Mapping[str, str]) -> list[Choice]:
-    """Returns the data ``sets`` and the flip that fits the classes of ``index``, the training set."""
+    """Returns the choices for the data ``sets``, and for the flip by the classes of ``index``, the training set."""
     one_sided = [name for name in index.class_names if _is_one_sided(name)]
     flips = [] if one_sided else [{"HorizontalFlip": {"p": 0.5}}]
     why = f"flipped, {one_sided[0]!r} would be another class" if one_sided else "objects may face either way"
@@ -173,13 +173,13 @@ def data_choices(index: AnnotationIndex, sets: Mapping[str, str]) -> list[Choice
 
 
 def _is_one_sided(name: str) -> bool:
-    """Returns whether the mirrored picture of a class shows another one, or none: letters, digits, left and right."""
+    """Returns whether a flip turns a class into another one or none: letters, digits, left and right."""
     words = name.lower().replace("_", " ").replace("-", " ").split()
     return (len(name) == 1 and name.isalnum()) or any(word in ONE_SIDED for word in words)
 
 
 def fitting_size(index: AnnotationIndex, machine: Machine) -> list[Choice]:
-    """Returns shorter and longer side: the images' own size unless objects get small or time long."""
+    """Chooses shorter and longer side: the images' own size, unless objects are small or training takes too long."""
     shorts, longs = (index.sizes.amin(dim=1).numpy(), index.sizes.amax(dim=1).numpy())
     short, long = float(np.median(shorts)), float(np.median(longs))
     areas = index.areas[~index.ignore].numpy()
@@ -199,9 +199,9 @@ def fitting_size(index: AnnotationIndex, machine: Machine) -> list[Choice]:
 
 
 def fitting_anchors(objects: NDArray[np.float64], least: Sequence[float] = LEAST_SIZES) -> list[Choice]:
-    """Returns sizes and ratios of anchors that fit objects with sides (M, 2) in pixels of the resized image.
+    """Chooses anchor sizes and ratios that fit objects with sides (M, 2) in pixels of the resized image.
 
-    There are as many sizes as ``least``, none of them smaller.
+    There is a size for each entry of ``least``, and it is not smaller than the entry.
     """
     sizes = tuple(max(size, low) for size, low in zip(fit_sizes(objects, len(least)), least, strict=True))
     ratios = fit_ratios(objects)
@@ -218,7 +218,7 @@ def _sides(index: AnnotationIndex, shorter: int, longer: int) -> NDArray[np.floa
 
 
 def fitting_batch(machine: Machine, shorter: int, longer: int) -> int:
-    """Returns how many images of ``shorter`` by ``longer`` pixels a step takes."""
+    """Returns the batch size for images of ``shorter`` by ``longer`` pixels."""
     pixels = shorter * longer
     if machine.kind == "cpu":
         return int(np.clip(round(300_000 / pixels), 2, 8))
@@ -226,13 +226,13 @@ def fitting_batch(machine: Machine, shorter: int, longer: int) -> int:
 
 
 def _of_origin(origin: Checkpoint[DetectionConfig], objects: NDArray[np.float64], *, masks: bool) -> list[Choice]:
-    """Returns what the detector that training starts from binds, and how well its anchors fit."""
+    """Returns the values that the detector that training starts from fixes, and how well its anchors fit."""
     own, default = flatten(origin.config), flatten(DetectionConfig())
     keys = [key for key in own if key.split(".")[0] in BOUND and own[key] != default[key]]
     keys = [key for key in keys if key not in ("backbone.weights", "backbone.freeze_at") and not _is_idle(origin, key)]
     firsts = {key.split(".")[0]: key for key in reversed(keys)}
     reasons = dict.fromkeys(firsts.values(), "as where training starts, here and below")
-    own["architecture"] = own["architecture"].replace("panoptic_fpn", "mask_rcnn")  # the set has no stuff
+    own["architecture"] = own["architecture"].replace("panoptic_fpn", "mask_rcnn")  # the data set has no stuff
     if origin.config.finds_masks and not masks:
         own["architecture"] = (
             own["architecture"]
@@ -333,7 +333,7 @@ def _scratch_solver(index: AnnotationIndex, batch: int, machine: Machine, *, mas
 
 
 def solver_choices(steps: int, batch: int, machine: Machine, why: str) -> list[Choice]:
-    """Returns a schedule of ``steps`` of ``batch`` images; ``why`` so many."""
+    """Returns a schedule of ``steps`` iterations of ``batch`` images; ``why`` is the reason for their number."""
     half = [Choice("solver.precision", "bf16", "half the memory")] if machine.kind == "cuda" else []
     return [
         Choice("data.workers", max(1, min(8, machine.cores - 1)), str(machine)),

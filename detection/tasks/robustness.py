@@ -1,8 +1,8 @@
-"""Tests a detector on corrupted images: OUTPUT/robustness/NAME.json holds what was found under each.
+"""Tests a detector on corrupted images and writes OUTPUT/robustness/NAME.json for each corruption.
 
-That is detections in COCO's results format, or from networks that predict label maps what segmentation.json holds.
+The files hold detections in COCO's results format, or the content of segmentation.json for label maps.
 
-Files that are there already are kept, so that a test that was cut off goes on.
+Existing files are kept, so that an interrupted test continues.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def run_corrupted(
     """Tests ``checkpoint`` on ``config.data.test`` under each corruption at each strength.
 
     Args:
-        config: of the run.
+        config: config of the run.
         checkpoint: weights of a detector that ``config`` describes.
         output: directory for robustness/.
-        limit: only the first images.
-        say: takes lines to show.
+        limit: number of images, the first ones; None: all.
+        say: called with each line of progress.
 
     Raises:
         ValueError: bad data or config, or weights that do not fit.
@@ -73,7 +73,7 @@ def run_corrupted(
 
 
 def read_corrupted(index: AnnotationIndex, path: Path) -> list[Record]:
-    """Returns what one of the files holds, as a record for each image of ``index``.
+    """Reads one of the files into a record for each image of ``index``.
 
     Raises:
         ValueError: a file that can't be used.
@@ -84,6 +84,6 @@ def read_corrupted(index: AnnotationIndex, path: Path) -> list[Record]:
 
 
 def corrupted_files(run: Path) -> dict[str, Path] | None:
-    """Returns the detections under each corruption by its name; None unless all are there."""
+    """Returns the file of each corruption by its name; None unless all exist."""
     files = {corruption.name: run / FOLDER / f"{corruption.name}.json" for corruption in CORRUPTIONS}
     return files if all(path.is_file() for path in files.values()) else None

@@ -1,4 +1,4 @@
-"""The files that a data set's evaluation server reads, by its card."""
+"""Writes the files that the evaluation server of a data set reads."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ Write = Callable[[Sequence[Record], AnnotationIndex, Path], list[Path]]
 
 
 def find_submission(data: DetectorDataConfig, *, objects: bool = True) -> Write:
-    """Returns what writes detections on ``data.test`` as the server of its card's format reads them.
+    """Returns the function that writes detections on ``data.test`` for the evaluation server of its card's format.
 
     Raises:
-        ValueError: not one split, a part of it, or image folders, which no server takes; a network without ``objects``.
+        ValueError: several splits, a part of a split, image folders, which no server reads, or a network without
+            ``objects``.
     """
     if not objects:
         raise ValueError(

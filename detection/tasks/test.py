@@ -1,12 +1,13 @@
-"""A whole test, from a config and checkpoints to the files of an output directory.
+"""Tests a detector: from a config and checkpoints to the files of an output directory.
 
-result.json        fractions 0..1: COCO's twelve numbers, VOC mAP, those of label maps, all per class
+result.json        fractions 0..1: COCO's twelve metrics, VOC mAP, metrics of label maps, overall and per class
 proposals.json     average recall of the RPN, on request
-detections.json    in COCO's results format; image ids are the data set's, for VOC 1..N in the order of the list
+detections.json    in COCO's results format; image ids are those of the data set, for VOC 1..N in list order
 pictures/          detections drawn on test images
 submission/        the files that the data set's evaluation server reads, on request
 
-Networks that predict label maps have the files of tasks/label_files.py; without objects there is no detections.json.
+Semantic and panoptic networks also write the files of tasks/label_files.py; semantic networks write no
+detections.json.
 """
 
 from __future__ import annotations
@@ -80,15 +81,15 @@ __all__ = [
 ]
 
 DETECTIONS = "detections.json"
-MANY_PROPOSALS = 5_000  # of an image; the papers' detectors have 300 to 2,000
+MANY_PROPOSALS = 5_000  # per image; the detectors of the papers have 300 to 2,000
 RECALL_LIMITS = (100, 300, 1000)  # proposals per image
 
 
 def load_test_set(config: DetectionConfig, say: Callable[[str], None]) -> AnnotationIndex:
-    """Returns the images of ``config.data.test``, with the fields that its detector has.
+    """Returns the images of ``config.data.test``, with the fields that its detector predicts.
 
     Raises:
-        ValueError: no data set, one with errors, or one without the label maps that the network predicts.
+        ValueError: no data set, errors in it, or no label maps for a network that predicts them.
     """
     data, fields, parts = config.data, needed_fields(config), data_parts(config)
     index = load_index(data, data.test, key="data.test", say=say, fields=fields, limit=data.limit, **parts)
@@ -110,17 +111,17 @@ def run_test(
     """Tests ``checkpoint`` on ``config.data.test``, writes the files of ``output`` and returns the result.
 
     Args:
-        config: of the run.
+        config: config of the run.
         checkpoint: weights of a detector that ``config`` describes, or an export of it.
         output: directory for result.json, detections.json, config.yaml and pictures/.
-        ensemble: further detectors, each built as its own config says; they must know the same classes.
-        limit: only the first images.
-        pictures: how many images to draw.
+        ensemble: further detectors, each built from its own config; all must have the same classes.
+        limit: number of images, the first ones; None: all.
+        pictures: number of images to draw.
         submit: also write submission/.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
-        ValueError: bad data or config, weights that do not fit, or ``submit`` and a data set without a server.
+        ValueError: bad data or config, weights that do not fit, or ``submit`` for a data set without a server.
     """
     start(choose_device(config.device))
     say = only_main(say)
@@ -129,7 +130,7 @@ def run_test(
     write_submission = find_submission(config.data, objects=config.finds_objects) if submit else None
     if isinstance(checkpoint, Exported):
         if ensemble:
-            raise ValueError(f"{checkpoint.path} is an export, which is tested alone; leave out --ensemble")
+            raise ValueError(f"{checkpoint.path} is an export, which has no ensemble; leave out --ensemble")
         checkpoint.check_config(config, index.class_names)
         source, detectors = checkpoint.source, [checkpoint]
     else:
@@ -138,11 +139,11 @@ def run_test(
     measured = measure(config, detectors, index, limit=limit, output=output, pictures=pictures)
     facts = {} if ensemble else {"weights": describe_weights(source, config.data.test)}
     result = write_measured(measured, index, output, facts | {"tested_on": list(config.data.test)})
-    if is_main() and not (output / "checkpoints").exists():  # a run keeps that of its training
+    if is_main() and not (output / "checkpoints").exists():  # a run directory keeps the config of its training
         write_text(output / "config.yaml", dump_config(config))
     if write_submission is not None and is_main():
         write_submission(measured.records, index, output / "submission")
-    # Those of label maps are drawn where these are written.
+    # Pictures of label maps are drawn where the maps are written.
     for number, record in enumerate(islice(measured.records, 0 if config.finds_label_maps else pictures)):
         drawn = draw_record(index.image(number), record, index.class_names, min_score=shown_from(result))
         save_picture(output / "pictures" / f"{number:05d}_{Path(record.file_name).stem}.jpg", drawn)
@@ -151,23 +152,26 @@ def run_test(
 
 
 def warn_of_many_proposals(number: int, key: str, say: Callable[[str], None]) -> None:
-    """Says what so many proposals, of ``key``, mean."""
+    """Warns if ``key`` keeps so many proposals that the test is slow."""
     if number > MANY_PROPOSALS:
         say(
-            f"warning: {key} {number}: that many regions of an image are pooled and classified at once, time and memory"
+            f"warning: {key} {number}: so many regions per image are pooled and classified at once, which costs time "
+            "and memory"
         )
 
 
 def proposal_recall(
     config: DetectionConfig, checkpoint: Checkpoint[DetectionConfig], output: Path, *, limit: int | None = None
 ) -> dict[str, float | None]:
-    """Measures recall of the RPN's 100, 300 and 1000 best proposals on ``config.data.test``; writes proposals.json.
+    """Measures average recall of the RPN's best 100, 300 and 1000 proposals on ``config.data.test``.
+
+    Writes proposals.json.
 
     Args:
-        config: of the run.
+        config: config of the run.
         checkpoint: weights of a detector that ``config`` describes; its box stage need not be trained.
         output: directory for proposals.json.
-        limit: only the first images.
+        limit: number of images, the first ones; None: all.
 
     Raises:
         ValueError: bad data or config, or weights that do not fit.
@@ -203,12 +207,12 @@ def _write_recall(records: Sequence[ProposalRecord], output: Path) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The detections on a data set, and their figures.
+    """Detections on a data set, and their metrics.
 
     Attributes:
         result: the content of result.json, the same on every process.
-        records: in the order of the data set, on the main process; none on the others.
-        objects: the detectors find objects.
+        records: records in the order of the data set on the main process; empty on the others.
+        objects: whether the detectors find objects.
     """
 
     result: dict[str, Any]
@@ -226,16 +230,16 @@ def measure(
     output: Path | None = None,
     pictures: int = 0,
 ) -> Measured:
-    """Tests ``detectors`` on the images of ``index``; without ground truth, figures are None.
+    """Tests ``detectors`` on the images of ``index``; without ground truth, metrics are None.
 
     Args:
-        config: of the run.
-        detectors: one, or an ensemble.
-        index: of the test set.
-        limit: only the first images.
-        corrupt: changes the images before.
-        output: directory for label maps, where the detectors predict some.
-        pictures: how many of them to draw.
+        config: config of the run.
+        detectors: one detector, or an ensemble.
+        index: index of the test set.
+        limit: number of images, the first ones; None: all.
+        corrupt: applied to each image before the test.
+        output: directory for label maps, if the detectors predict any.
+        pictures: number of label maps to draw.
     """
     device = choose_device(config.device)
     tester, sliced = _tester(config, detectors).to(device), config.test.slice is not None
@@ -276,7 +280,7 @@ def measure(
 def _label_files(
     config: DetectionConfig, index: AnnotationIndex, output: Path | None, pictures: int
 ) -> LabelFiles | None:
-    """Returns what writes label maps into ``output``; None where there are none to write."""
+    """Returns the writer of label maps into ``output``; None if there are none to write."""
     if output is None or not config.finds_label_maps or index.label_maps is None:
         return None
     return LabelFiles(index, output, pictures=pictures)
@@ -287,7 +291,7 @@ def _images(batch: Batch) -> int:
 
 
 def _tester(config: DetectionConfig, detectors: Sequence[Architecture | Exported]) -> nn.Module:
-    """Returns what tests ``detectors``, of which an exported one is alone, on images as the loader gives them."""
+    """Returns a module that tests ``detectors`` (several, or one exported file) on images from the loader."""
     parts = [detector for detector in detectors if not isinstance(detector, Exported)]
     if parts:
         return build_image_tester(config, parts, say=only_main(SCREEN.print))
@@ -296,7 +300,7 @@ def _tester(config: DetectionConfig, detectors: Sequence[Architecture | Exported
 
 
 def _figures(config: DetectionConfig, records: list[Record], index: AnnotationIndex) -> dict[str, Any]:
-    """Returns the figures of ``records``; where the objects of an image are unknown, detections can't be judged."""
+    """Returns the metrics of ``records``; None for detections if the objects of an image are unknown."""
     judged, fields = records if index.has_ground_truth else [], judged_fields(config)
     labels, boundary = label_classes(index), config.test.boundary
     return evaluate(judged, index.class_names, _voc_metric(config), fields=fields, labels=labels, boundary=boundary)
@@ -305,7 +309,7 @@ def _figures(config: DetectionConfig, records: list[Record], index: AnnotationIn
 def write_measured(
     measured: Measured, index: AnnotationIndex, output: Path, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes result.json, with ``facts`` about the run, and what was found or counted; returns the result."""
+    """Writes result.json, with ``facts`` about the run, and the detections or counts; returns the result."""
     result = {**measured.result, **facts}
     with together("writing the result"):
         if is_main():
@@ -319,30 +323,30 @@ def write_measured(
 
 
 def _voc_metric(config: DetectionConfig) -> VocMetric:
-    """Returns the definition of VOC's metric that the first card to be tested or watched asks for."""
+    """Returns the definition of VOC AP that the first card under data.test or data.val asks for."""
     first = next(iter((*config.data.test, *config.data.val)))
     return load_card(first.rpartition(":")[0]).voc_metric
 
 
 def _share(index: AnnotationIndex, limit: int | None) -> range:
-    """Returns the rows of ``index`` that this process tests, of the first ``limit``."""
+    """Returns the rows among the first ``limit`` of ``index`` that this process tests."""
     return range(len(index) if limit is None else min(limit, len(index)))[rank() :: world_size()]
 
 
 def read_records(run: Path, *, say: Callable[[str], None] = SCREEN.print) -> tuple[AnnotationIndex, list[Record]]:
-    """Reads a run's test images, and its detections.json and segmentation.json as records in their order.
+    """Reads the test images of a run, and its detections.json and segmentation.json as records in the same order.
 
-    The images are those of which the result says that they were tested, whatever the config says.
+    The images are those that result.json names as tested, whatever the config says.
 
     Args:
-        run: holds config.yaml, result.json (how many images were tested) and the files of what its detector finds.
-        say: takes lines to show.
+        run: directory with config.yaml, result.json (number of tested images) and the files of detections or counts.
+        say: called with each line of progress.
 
     Raises:
-        ValueError: a file is missing or broken, bad data, or a detection of an image or category that they lack.
+        ValueError: a missing or broken file, bad data, or a detection of an unknown image or category.
     """
     config, result = load_config(DetectionConfig, run / "config.yaml"), _read_json(run / "result.json")
-    tested = tuple(result.get("tested_on", config.data.test))  # results of earlier versions don't say
+    tested = tuple(result.get("tested_on", config.data.test))  # results of earlier versions lack it
     config = replace(config, data=replace(config.data, test=tested))
     index = load_test_set(config, say).first(result["images"])
     repair = "; has the data set changed since? Test again: resdet test writes it"
@@ -369,7 +373,7 @@ def restore_detector(
     """Returns the detector that ``config`` describes with the weights of ``checkpoint``, on the CPU.
 
     Raises:
-        ValueError: other classes, weights of another architecture, or a config under which they mean something else.
+        ValueError: other classes, weights of another architecture, or a config that changes their meaning.
     """
     own, trained = config.keypoint, checkpoint.config.keypoint
     if not own.names:

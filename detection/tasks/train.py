@@ -1,7 +1,7 @@
-"""A whole training run of a detector, from a config to the files of an output directory.
+"""Trains a detector: from a config to the files of a run directory.
 
-Those of engine/trainer.py, RUN/train_batch.jpg (the first batch as the network sees it, tasks/train_batch.py), and
-RUN/result.json with detections.json of data.test, measured at the end (tasks/test.py).
+The files are those of engine/trainer.py, RUN/train_batch.jpg (the first batch as the network sees it), and
+RUN/result.json and RUN/detections.json from the test on data.test at the end (tasks/test.py).
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ def run_training(
 ) -> dict[str, Any]:
     """Trains the detector that ``config`` describes into ``output`` and returns its last result.
 
-    Under torchrun every process calls it, and all return the same.
+    Under torchrun every process calls it, and all return the same result.
 
     Args:
-        config: of the run.
-        output: the run directory, made if needed.
-        resume: go on from the newest checkpoint in it, if there is one.
-        fit: first find the fewest parts of a step that the GPU's memory holds, in place of solver.accumulate.
+        config: config of the run.
+        output: the run directory, created if needed.
+        resume: continue from the newest checkpoint in ``output``, if there is one.
+        fit: first find the smallest solver.accumulate with which an iteration fits in GPU memory.
         fixed: parts that are not trained and have no loss, such as "backbone" and "rpn".
-        proposals: file with those of the training set, for a Fast R-CNN alone; None: the model's own.
+        proposals: file of proposals on the training set, to train a Fast R-CNN alone; None: those of the RPN.
 
     Raises:
         ValueError: bad data or config, or ``output`` holds a run and ``resume`` is not set.
         NotFiniteError: a loss or gradient is infinite or not a number, and solver.on_not_finite does not skip it.
-        StoppedError: a signal asked the run to end; it is saved.
-        MemoryError: the GPU has no memory left.
+        StoppedError: a signal ended the run; a checkpoint was saved.
+        MemoryError: the GPU is out of memory.
         OSError: a file can't be written.
     """
     device = choose_device(config.device)
@@ -84,7 +84,7 @@ def run_training(
     )
     index, val, test = sets.pop("train"), sets.get("val"), sets.get("test")
     config = with_stuff(with_keypoints(config, index.keypoints), index.label_maps)
-    if config.solver.best_metric is not None:  # a misspelt name ends here, not later
+    if config.solver.best_metric is not None:  # fails early on a misspelt name
         fields, labels = judged_fields(config), label_classes(index)
         figures = evaluate([], index.class_names, "area", fields=fields, labels=labels, boundary=config.test.boundary)
         read_metric(figures, config.solver.best_metric)
@@ -135,8 +135,8 @@ def _check_order(config: DetectionConfig, device: torch.device) -> None:
 
 
 def _without_truth(metric: str, val: AnnotationIndex) -> str | None:
-    """Returns what ``val`` lacks to give ``metric`` a value; None if it lacks nothing that is known beforehand."""
-    if metric.partition(".")[0] in ("semseg", "panoptic"):  # that label images say once they are read
+    """Returns what ``val`` lacks to compute ``metric``; None if nothing that is known beforehand is missing."""
+    if metric.partition(".")[0] in ("semseg", "panoptic"):  # known only after the label images have been read
         return None
     wanted = set(val.labels[~val.ignore].tolist())
     of_class = metric.partition(".per_class.")[2]
@@ -147,11 +147,11 @@ def _without_truth(metric: str, val: AnnotationIndex) -> str | None:
 
 
 def _build(config: DetectionConfig, index: AnnotationIndex, fixed: Sequence[str], *, fresh: bool) -> Architecture:
-    """Returns the detector of ``config``, with its initial weights if the run is a fresh one."""
+    """Returns the detector of ``config``, with its initial weights if the run is new."""
     detector = build_detector(config, len(index.class_names), pretrained=fresh and config.init is None, fixed=fixed)
     if fresh and config.init is not None:
         say = only_main(SCREEN.print)
-        with together("getting the weights to start from"):  # which may be a download
+        with together("getting the weights to start from"):  # may download weights
             if is_main():
                 with bar(config.init, unit="bytes") as move:
                     read_origin(config.init, progress=move)
@@ -169,7 +169,7 @@ def _build(config: DetectionConfig, index: AnnotationIndex, fixed: Sequence[str]
 def _test(
     config: DetectionConfig, model: nn.Module, index: AnnotationIndex, output: Path, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns the result of ``model`` on data.test, whose files it writes."""
+    """Tests ``model`` on data.test, writes the files and returns the result."""
     measured = measure(config, [_detector(model)], index, output=output)
     return write_measured(measured, index, output, facts | {"tested_on": list(config.data.test)})
 

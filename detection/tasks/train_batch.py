@@ -1,4 +1,4 @@
-"""The first batch of a training as the network sees it: one picture, made once and only looked at by people."""
+"""Draws the first batch of a training as the network sees it, as one picture for people to check."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from detection.visualize import save_picture
 __all__ = ["draw_batch", "drawing_first"]
 
 MAX_IMAGES = 16
-WIDTH = 1920  # pixels of the whole picture, about
-TILE = 640  # pixels of the longer side of an image, at most
-PADDING = (74, 58, 110)  # colour of what no image covers
-GAP = 4  # pixels between images
+WIDTH = 1920  # approximate width of the picture, pixels
+TILE = 640  # longer side of an image at most, pixels
+PADDING = (74, 58, 110)  # colour of padding
+GAP = 4  # gap between images, pixels
 
 
 def drawing_first(
@@ -37,10 +37,10 @@ def drawing_first(
     keypoints: KeypointSpec | None = None,
     label_names: Sequence[str] = (),
 ) -> Callable[..., Iterable[Batch]]:
-    """Returns ``load``, whose first batch of a fresh run the main process also draws to ``path``.
+    """Wraps ``load`` so that the main process also draws the first batch of a new run to ``path``.
 
-    ``label_names`` are those of the classes of label maps, where targets have some.
-    The batches are the same: no random number is drawn and nothing in them changes.
+    ``label_names`` are the class names of the label maps, if targets have any.
+    The batches do not change, and no random numbers are used.
     """
 
     draw = partial(draw_batch, class_names=class_names, keypoints=keypoints, label_names=label_names)
@@ -53,7 +53,7 @@ def drawing_first(
 
 
 class _Once:
-    """Draws the first batch that passes."""
+    """Draws the first batch that is iterated."""
 
     def __init__(self, path: Path, draw: Callable[[Batch], NDArray[np.uint8]], say: Callable[[str], None]) -> None:
         self.path, self.draw, self.say = path, draw, say
@@ -64,7 +64,7 @@ class _Once:
             self.done = True
             try:
                 save_picture(self.path, self.draw(batch))
-            except ValueError as error:  # a picture is worth no run
+            except ValueError as error:  # a picture must not end a run
                 self.say(f"warning: {error}")
         return batch
 
@@ -75,9 +75,9 @@ def draw_batch(
     keypoints: KeypointSpec | None = None,
     label_names: Sequence[str] = (),
 ) -> NDArray[np.uint8]:
-    """Returns the images of ``batch`` (at most 16) in a grid with their targets, whose ``keypoints`` are joined.
+    """Returns at most 16 images of ``batch`` in a grid, with their targets and lines between ``keypoints``.
 
-    Ignored regions are hatched; padding is violet.  Label maps have the classes ``label_names``.
+    Ignored regions are hatched; padding is violet.  ``label_names`` are the classes of label maps.
     """
     count = min(len(batch.images), MAX_IMAGES)
     columns = math.ceil(math.sqrt(count))

@@ -253,7 +253,7 @@ def test_a_keypoint_stage_and_its_names() -> None:
     assert (stage.pooler.strides, stage.pooler.size, stage.head.num_keypoints) == ((4, 8, 16, 32), 5, 2)
     assert [conv.out_channels for conv in convs_of(stage.head)] == [12, 12, 12]
     assert isinstance(build_tester(PostprocessConfig(flip=True), [detector]), Tester)
-    with pytest.raises(ValueError, match="detectors with keypoints are no ensemble"):
+    with pytest.raises(ValueError, match="detectors with keypoints can't form an ensemble"):
         build_tester(PostprocessConfig(), [detector, detector])
     spec = KeypointSpec(("head", "tail"), edges=((0, 1),))
     resolved = with_keypoints(unnamed, spec)  # those of the data set

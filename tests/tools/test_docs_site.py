@@ -48,7 +48,7 @@ def test_key_has_what_it_takes_its_default_and_the_comments_of_its_field(tool: d
 def test_page_of_commands_has_every_command_and_its_options(tool: dict[str, Any]) -> None:
     page = tool["commands_page"]()
     assert re.findall(r"^## resdet (\S+)$", page, re.MULTILINE) == [*COMMANDS]
-    assert "`--split-seed SPLIT_SEED`\n:   of a folder: of the split that is drawn" in page
+    assert "`--split-seed SPLIT_SEED`\n:   for a folder: seed of the random split (default: 0)" in page
     assert "--config-file" not in page  # hidden
 
 

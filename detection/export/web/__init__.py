@@ -1,1 +1,1 @@
-"""A folder that any static server makes a detector in the browser: the page and the runtime of WebAssembly."""
+"""Writes a folder that any static server turns into a detector in the browser: page and WebAssembly runtime."""

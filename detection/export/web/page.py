@@ -1,4 +1,4 @@
-"""Makes the folder of an exported model one that any static server shows as a page."""
+"""Completes the folder of an exported model to a page for any static server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["SERVE", "write_page"]
 SERVE = "python -m http.server 8000 --bind 127.0.0.1 --directory"  # a folder
 OWN = (
     *("index.html", "page.mjs", "detector.mjs", "drawing.mjs", "worker.mjs"),
-    "onnxruntime-web.LICENSE",  # which its npm package lacks
+    "onnxruntime-web.LICENSE",  # missing in its npm package
 )
-NOTICES = "ThirdPartyNotices.txt"  # of what is built into the runtime; the Python package of the project has them
+NOTICES = "ThirdPartyNotices.txt"  # of the libraries in the runtime; from the Python package of the project
 
 
 def write_page(folder: Path, runtime: Path) -> None:
-    """Adds to ``folder``, which gets model.onnx and export.json too, the page and the files of ``runtime``."""
+    """Adds the page and the files of ``runtime`` to ``folder``, which also gets model.onnx and export.json."""
     for name in OWN:
         shutil.copyfile(Path(__file__).with_name(name), folder / name)
     for name in FILES:

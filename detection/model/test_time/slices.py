@@ -1,8 +1,8 @@
-"""Sliced inference: a detector looks at overlapping windows of an image, and at the whole of it, and finds are merged.
+"""Sliced inference: a detector runs on overlapping windows of an image and on the whole image; detections are merged.
 
-A window border cuts objects.  By the rule "ios" a find that touches a border inside the image counts as cut: finds that
-are whole come before it, whatever its score, and it goes if it shares half of the smaller area with one that is kept
-(IoS, intersection over the smaller area).  Whole finds meet in NMS by IoU as ever, so
+Window borders cut objects.  By the rule "ios" a detection that touches a border inside the image counts as cut.  Whole
+detections rank before cut ones, whatever their scores, and a cut one is removed if it shares half of the smaller area
+with a kept one (IoS, intersection over the smaller area).  Whole detections go through NMS by IoU as usual, so
 neighbours in a crowd stay.
 
 Source: Akyon et al. 2022, "Slicing Aided Hyper Inference and Fine-tuning for Small Object Detection" (SAHI), section 3:
@@ -30,8 +30,8 @@ __all__ = ["Cutting", "Merge", "Sliced", "merge_slices"]
 Merge = Literal["ios", "nms"]
 Size = tuple[int, int]
 
-SHARED = 0.5  # IoS from which on a cut find goes; SAHI's default
-BORDER = 0.01  # of a window's side: a box that ends so near to it touches it, as boxes are no more exact
+SHARED = 0.5  # least IoS at which a cut detection is removed; SAHI's default
+BORDER = 0.01  # of a window's side: a box that ends this near to it touches it, as boxes are no more exact
 VIEWS = 8  # windows of a batch
 
 
@@ -42,9 +42,9 @@ class Cutting:
     Attributes:
         side: of a window, pixels of the image.
         overlap: share of a side that neighbours have in common, at least.
-        whole: the whole image is looked at too, for objects larger than a window.
-        merge: "ios" as told at the top of the file; "nms": NMS of all finds by IoU.
-        nms_iou: IoU above which the worse of two boxes of a class goes.
+        whole: also detect in the whole image, for objects larger than a window.
+        merge: "ios" as described at the top of the file; "nms": NMS of all detections by IoU.
+        nms_iou: IoU above which the worse of two boxes of a class is removed.
     """
 
     side: int
@@ -55,12 +55,12 @@ class Cutting:
 
 
 class Sliced(nn.Module):
-    """Detections of large images by a detector of their windows.
+    """Detects objects in large images by windows.
 
     Args:
-        detect: detections of a batch; an Architecture, a Tester, or anything that is called as they are.
-        cutting: how images are cut and finds merged.
-        fit: the (height, width) at which ``detect`` looks at a view of a given size.
+        detect: detections of a batch; an Architecture, a Tester, or a function with the same call.
+        cutting: how images are cut and detections merged.
+        fit: maps the size of a view to the (height, width) at which ``detect`` takes it.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Sliced(nn.Module):
         return merge_slices(first, torch.cat(cut), rule=self.cutting.merge, nms_iou=self.cutting.nms_iou)
 
     def _view(self, image: Tensor, view: Window) -> Tensor:
-        """Returns what a window shows (3, h, w), resized as whole images are in a plain test: bilinear."""
+        """Returns the pixels of a window (3, h, w), resized as whole images are in a plain test: bilinear."""
         rows, columns = view.slices
         pixels, size = image[:, rows, columns], self.fit(view.size)
         if size == view.size:
@@ -106,7 +106,7 @@ class Sliced(nn.Module):
 
 
 def _on_image(found: Detections, view: Window, size: Size) -> Detections:
-    """Returns ``found``, in pixels of the ``view``, in those of its image of ``size``."""
+    """Converts ``found`` from pixels of the ``view`` to those of its image of ``size``."""
     top, left = view.corner
     boxes, keypoints = clip(found.boxes + found.boxes.new_tensor([left, top, left, top]), size), found.keypoints
     if keypoints is not None:
@@ -128,13 +128,13 @@ def _is_cut(boxes: Tensor, view: Window, size: Size) -> Tensor:
 
 
 def merge_slices(found: Detections, cut: Tensor, *, rule: Merge, nms_iou: float) -> Detections:
-    """Returns the detections of an image that stay of those of its views, best first.
+    """Merges the detections of an image's views; returns those that stay, best first.
 
     Args:
         found: (D) of all views, in pixels of the image.
         cut: (D,) bool, those that a window border cuts.
-        rule: "ios" or "nms", as told at the top of the file.
-        nms_iou: IoU above which the worse of two boxes of a class goes.
+        rule: "ios" or "nms", as described at the top of the file.
+        nms_iou: IoU above which the worse of two boxes of a class is removed.
     """
     order = found.scores.argsort(descending=True, stable=True)
     cut = cut if rule == "ios" else torch.zeros_like(cut)

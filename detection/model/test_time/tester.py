@@ -29,8 +29,8 @@ class Methods:
 
     Attributes:
         refine: a second pass pools from the boxes of the first; both passes' boxes enter NMS.
-        scales: shorter sides, rising, in pixels, at which the box stage looks; empty: at the given scale only.
-        flip: the box stage also looks at the mirrored image; scores and boxes are averaged.
+        scales: shorter sides, rising, in pixels, to which images are resized; empty: the given scale only.
+        flip: also run the box stage on the flipped image; scores and boxes are averaged.
     """
 
     refine: bool = False
@@ -45,8 +45,8 @@ class Tester(nn.Module):
 
     Args:
         detectors: one, or an ensemble.
-        methods: what is done.
-        postprocess: which scored boxes become detections.
+        methods: the test-time methods to apply.
+        postprocess: selects the detections among scored boxes.
     """
 
     __test__ = False  # the name is no test case
@@ -55,15 +55,15 @@ class Tester(nn.Module):
         super().__init__()
         if methods != Methods() and not all(isinstance(_stage(detector), BoxStage) for detector in detectors):
             raise ValueError(
-                "refinement, scales and flip look at one box stage, and a cascade has several; set test.refine, "
+                "refinement, scales and flip need a single box stage, but a cascade has several; set test.refine, "
                 "test.scales and test.flip to their defaults"
             )
         if len(detectors) > 1 and any(getattr(detector, "keypoint_stage", None) is not None for detector in detectors):
             raise ValueError(
-                "detectors with keypoints are no ensemble: keypoints can't be averaged; test them one by one"
+                "detectors with keypoints can't form an ensemble: keypoints can't be averaged; test them one by one"
             )
         if len(detectors) > 1 and any(getattr(detector, "label_stage", None) is not None for detector in detectors):
-            raise ValueError("panoptic networks are no ensemble here; test them one by one")
+            raise ValueError("panoptic networks can't form an ensemble; test them one by one")
         self.detectors, self.methods, self.postprocess = nn.ModuleList(detectors), methods, postprocess
 
     def forward(self, images: ImageBatch) -> list[Detections]:
@@ -71,7 +71,7 @@ class Tester(nn.Module):
         return Architecture.ragged(self.detect(images), images)
 
     def detect(self, images: ImageBatch) -> Found:
-        """Returns detections of all images, padded to equally many."""
+        """Returns detections padded to the same number per image."""
         lookups = [_Lookup(detector, images, self.methods) for detector in self._members()]
         proposals = _union([lookup.detector.propose(lookup.base, images) for lookup in lookups])
         scored = merge_scored([lookup.score(proposals) for lookup in lookups])
@@ -88,7 +88,7 @@ class Tester(nn.Module):
 
 
 class _Lookup:
-    """One detector's feature maps of a batch, at every scale and side that ``methods`` asks for."""
+    """One detector's feature maps of a batch, at every scale, plain and flipped, as ``methods`` asks."""
 
     def __init__(self, detector: RegionVerbs, images: ImageBatch, methods: Methods) -> None:
         self.detector, self.sizes = detector, images.sizes
@@ -98,7 +98,7 @@ class _Lookup:
             self.sides.append(_Pyramid(detector, flip_images(images), methods.scales))
 
     def score(self, proposals: Regions) -> ScoredBoxes:
-        """Returns scores and boxes of the proposals of each image, averaged over the sides."""
+        """Returns scores and boxes of the proposals of each image, averaged over the plain and the flipped image."""
         stage = _stage(self.detector)
         if not isinstance(stage, BoxStage):
             return self.detector.boxes(self.base, proposals, self.sizes)
@@ -150,7 +150,7 @@ def _stage(detector: RegionVerbs | nn.Module) -> object:
 
 
 def refined_proposals(scored: ScoredBoxes) -> Regions:
-    """Returns the box that every proposal's best class moved it to, as proposals for a second pass."""
+    """Returns the refined box of every proposal's best class, as proposals for a second pass."""
     scores, labels = scored.scores.max(dim=2)
     rows = labels if scored.boxes.shape[2] > 1 else torch.zeros_like(labels)
     boxes = scored.boxes.gather(2, rows[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
@@ -158,7 +158,7 @@ def refined_proposals(scored: ScoredBoxes) -> Regions:
 
 
 def merge_scored(members: Sequence[ScoredBoxes]) -> ScoredBoxes:
-    """Returns the mean of what ``members`` say of the same proposals."""
+    """Returns the mean scores and boxes of ``members`` for the same proposals."""
     if len(members) == 1:
         return members[0]
     scores = torch.stack([member.scores for member in members]).mean(dim=0)
@@ -175,7 +175,7 @@ def merge_masks(members: Sequence[Found]) -> Found:
 
 
 def _union(members: Sequence[Regions]) -> Regions:
-    """Returns all proposals of the ``members``; they are no longer sorted, which nothing needs that scores them."""
+    """Returns all proposals of the ``members``; they are no longer sorted, which scoring does not need."""
     return Regions(
         boxes=torch.cat([member.boxes for member in members], dim=1),
         valid=torch.cat([member.valid for member in members], dim=1),

@@ -1,4 +1,4 @@
-"""The same images at other scales or mirrored, and which of these views each region is looked up in.
+"""Images at other scales or flipped, and the scale at which each region is pooled.
 
 Source: "Deep Residual Learning", appendix B (multi-scale testing); "Object Detection Networks on Convolutional Feature
 Maps" (Ren et al. 2015), section 3 (two adjacent scales per region).
@@ -19,14 +19,14 @@ from detection.structures import ImageBatch
 
 __all__ = ["adjacent_scales", "flip_boxes", "flip_images", "resize_images"]
 
-REGION_SIDE = 224.0  # pixels; a region is looked up where it is about as large as an image of the pre-training
+REGION_SIDE = 224.0  # pixels; a region is pooled at the scale where it is about as large as a pre-training image
 
 
 def adjacent_scales(boxes: Tensor, shorter: Tensor, scales: Sequence[int]) -> Tensor:
-    """Returns each region's lower one of the two adjacent scales, as an index into ``scales``.
+    """Returns the lower of each region's two adjacent scales, as an index into ``scales``.
 
-    The two are those between which the region's side, the root of its area, passes 224 pixels; the lowest or the
-    highest two if it does so outside.
+    Between these two the region's side, the square root of its area, reaches 224 pixels.  A region that reaches it at
+    lower or higher scales gets the lowest or the highest two.
 
     Args:
         boxes: (R, 4) pixels of the images as given.
@@ -55,7 +55,7 @@ def resize_images(images: ImageBatch, shorter: int) -> ImageBatch:
 
 
 def flip_images(images: ImageBatch) -> ImageBatch:
-    """Returns the images mirrored left to right, each within its own width."""
+    """Returns the images flipped left to right, each within its own width."""
     pixels = images.pixels.clone()
     for row, (_, width) in zip(pixels, images.size_list(), strict=True):
         row[:, :, :width] = row[:, :, :width].flip(-1)
@@ -63,7 +63,7 @@ def flip_images(images: ImageBatch) -> ImageBatch:
 
 
 def flip_boxes(boxes: Tensor, widths: Tensor) -> Tensor:
-    """Returns ``boxes`` (N, ..., 4) in the mirrored images of ``widths`` (N,) pixels; twice gives the same boxes."""
+    """Returns ``boxes`` (N, ..., 4) in the flipped images of ``widths`` (N,) pixels; twice gives the same boxes."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     widths = widths.view(-1, *[1] * (x1.ndim - 1))
     return torch.stack([widths - x2, y1, widths - x1, y2], dim=-1)

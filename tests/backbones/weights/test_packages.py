@@ -35,7 +35,7 @@ def test_file_of_an_installed_package_or_the_command_for_what_is_missing(
     ("weights", "name"), [("hed", "vgg19"), ("hed", "timm:vgg16"), ("efficientnet_lite", "timm:tf_efficientnet_lite3")]
 )
 def test_other_networks_are_refused(weights: str, name: str) -> None:
-    with pytest.raises(ValueError, match=f"weights {weights!r} is for .*got backbone.name {name!r}"):
+    with pytest.raises(ValueError, match=f"weights {weights!r} fits .* only, got backbone.name {name!r}"):
         find_packaged(weights, name)
     assert find_packaged("some.pth", name) is None
 

@@ -79,7 +79,7 @@ def test_data_that_changed_since_the_last_start_is_told_once(index, make_index, 
     assert train == "warning: data.train has changed since the last start: 2 -> 1 images"
     assert "data.val" in val
     assert warnings_of_a_start(tmp_path, fewer) == []
-    assert "as many images and objects, but other" in warnings_of_a_start(tmp_path, moved)[0]
+    assert "equally many images and objects, but other" in warnings_of_a_start(tmp_path, moved)[0]
     assert warnings_of_a_start(tmp_path, index, iteration=0) == []  # a run that starts anew compares nothing
 
 

@@ -187,7 +187,7 @@ def test_a_finished_run_gives_its_result_again_and_writes_nothing(make_trainer, 
     assert again.run() == {"bbox": {"AP": 0.5}}
     said = capsys.readouterr().out
     assert f"{again.output} is finished, at iteration 4; " in said
-    assert "config changed, without effect on what is done: solver.base_lr: 0.1 -> 0.2" in said
+    assert "config changed, without effect on the finished run: solver.base_lr: 0.1 -> 0.2" in said
     assert {path: path.stat().st_mtime_ns for path in again.output.rglob("*")}.keys() == before.keys()
     make_trainer(name="untested").run()
     assert make_trainer(name="untested", resume=True).run() == {}

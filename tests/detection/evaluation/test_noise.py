@@ -145,7 +145,7 @@ def test_the_visible_gap_is_claimed_in_8_of_10_experiments_of_the_noise_that_is_
         per_image += rng.normal(0, NOISE.shared / math.sqrt(2), (runs, 1, images))
         influence = np.moveaxis(per_image - per_image.mean(axis=2, keepdims=True), 0, 2)
         arms.append((per_image.mean(axis=2).T, influence / math.sqrt(images * (images - 1))))
-    noise = pair_noise(*arms, np.full(runs, images))
+    noise = pair_noise(arms[0], arms[1], np.full(runs, images))
     difference = arms[1][0].mean(axis=0) - arms[0][0].mean(axis=0)
     assert (difference > half_width(noise, 0.05)).mean() == pytest.approx(0.8, abs=0.04)
     found = planning.noise_of([noise.figure(run) for run in range(300)], DESIGN.images)

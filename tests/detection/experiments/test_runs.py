@@ -137,7 +137,7 @@ def test_a_killed_run_is_reported_and_goes_on_at_the_next_start(make: Make, run_
 def test_a_run_that_was_told_to_stop_is_no_failure_and_one_without_a_result_is(make: Make, run_all: RunAll) -> None:
     run, forgetful = make("preempted"), make("forgetful")
     left, said = run_all(run)
-    assert (left, said[-1]) == ([run], "preempted/0: stopped from outside; the next start resumes it")
+    assert (left, said[-1]) == ([run], "preempted/0: stopped by a signal; the same command continues it")
     assert read_status(run.folder)["state"] == "running"
     assert run_all(run, forgetful)[0] == [forgetful]
     assert read_status(forgetful.folder)["error"].startswith("called with")
@@ -179,7 +179,7 @@ def test_a_child_keeps_the_lock_of_a_killed_parent(make: Make, run_all: RunAll, 
     (run.folder / "config.yaml").unlink()
     found = run_all(run)
     os.kill(int((run.folder / "waiting").read_text()), signal.SIGKILL)
-    assert found == ([run], ["slow/0: another process trains it; left alone"])
+    assert found == ([run], ["slow/0: skipped, as another process trains it"])
     assert not (run.folder / "config.yaml").exists()
 
 

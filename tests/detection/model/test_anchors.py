@@ -76,7 +76,7 @@ def test_sizes_are_dealt_out_evenly_from_the_finest_level_on() -> None:
     assert deal((1, 2, 3, 4), 2) == [(1, 2), (3, 4)]
     assert deal((1, 2, 3), 1) == [(1, 2, 3)]
     for sizes in ((1, 2, 3), ()):
-        with pytest.raises(ValueError, match=r"anchors\.sizes needs one size for each of the 2 levels"):
+        with pytest.raises(ValueError, match=r"anchors\.sizes needs equally many sizes for each of the 2 levels"):
             deal(sizes, 2)
     for sizes, ratios in (([], [1.0]), ([32.0], []), ([0.0], [1.0]), ([32.0], [-1.0])):
         with pytest.raises(ValueError, match="positive sizes and ratios"):

@@ -98,7 +98,7 @@ def test_only_so_many_images_of_a_folder_are_read(config, tmp_path) -> None:
 def test_other_files_networks_and_folders_are_refused(config, tmp_path) -> None:
     plain = replace(config, backbone=DetectorBackboneConfig(name="vgg11", roi_size=2))
     for own, name, options, message in (
-        (config, "x.pth", {}, r"go into a \.safetensors file, got '.*x\.pth'"),
+        (config, "x.pth", {}, r"takes a \.safetensors file, got '.*x\.pth'"),
         (plain, "x.safetensors", {}, "has no option 'norm'"),
         (config, "x.safetensors", {"folder": tmp_path}, "must be a folder with a subfolder of images per class"),
     ):
