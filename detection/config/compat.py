@@ -1,7 +1,7 @@
-"""Configs of earlier versions: the table of what changed, and the way from an old config to today's keys.
+"""Migrates configs of earlier versions to the current keys, by a table of changes.
 
-A config that is written, into a run directory or a checkpoint, has the key ``format``.  Format 1 had none, and one
-schema for all programs, so a written config of it has the sections of all.
+A config in a run directory or a checkpoint has the key ``format``.  Format 1 had no such key, and one schema for all
+programs, so its written configs have the sections of all programs.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A key that one format has and the format before had not, or the other way round.
+    """A key that was added, removed or renamed in a format.
 
     Attributes:
-        format: the first without ``old``, with ``new``.
-        old: dotted key that is gone; None: nothing is.
-        new: dotted key that is there now; None: nothing is.
-        value: value of ``new`` in an older config, from the whole older config; None: that of ``old``.
-        programs: whose configs have ``new``.
-        repair: what to write in place of ``old`` by hand.
+        format: the first format without ``old`` and with ``new``.
+        old: removed dotted key; None if none.
+        new: added dotted key; None if none.
+        value: computes the value of ``new`` from the whole older config; None: the value of ``old``.
+        programs: programs whose configs have ``new``.
+        repair: what to write by hand in place of ``old``.
     """
 
     format: int
@@ -48,7 +48,7 @@ def _architecture(old: Tree) -> str:
 
 
 def _mask_geometry(old: Tree) -> str:
-    """Returns the one geometry that there was; a detector without masks is bound by none."""
+    """Returns the only mask geometry of earlier versions; a detector without masks needs none."""
     return "torchvision" if "mask" in (_get(old, "architecture") or _architecture(old)) else "exact"
 
 
@@ -86,17 +86,17 @@ CHANGES: tuple[Change, ...] = (
 
 
 def format_of(tree: Mapping[str, Any]) -> int:
-    """Returns the format of a config: what it says, 1 for a written one that says nothing, else today's."""
+    """Returns the format of a config: its ``format``, else 1 for a written config, else the current format."""
     if "format" in tree:
         return tree["format"]
     return 1 if tree.keys() >= _ALL_PROGRAMS else FORMAT
 
 
 def migrate(tree: Mapping[str, Any], schema: type, *, program: str) -> Tree:
-    """Returns ``tree`` with the keys of today's format; those of format 1 for other programs than ``schema``'s go.
+    """Returns ``tree`` with the keys of the current format, without format 1's keys for other programs.
 
     Raises:
-        ValueError: a later version wrote it.
+        ValueError: a later version wrote the config.
     """
     own = format_of(tree)
     if not isinstance(own, int) or isinstance(own, bool) or not 1 <= own <= FORMAT:
@@ -115,7 +115,7 @@ def migrate(tree: Mapping[str, Any], schema: type, *, program: str) -> Tree:
 
 
 def hint(key: str) -> str | None:
-    """Returns what to write in place of the dotted ``key`` of an earlier version; None for a key that never was."""
+    """Returns what to write in place of the dotted ``key`` of an earlier version; None for any other key."""
     found = next((change for change in CHANGES if change.old == key), None)
     return found and f"format {found.format} has it no more; write {found.repair}"
 

@@ -1,6 +1,6 @@
-"""Reads YAML configs with ``_BASE_`` inheritance into dataclasses that schema.py checks, and writes them back.
+"""Reads YAML configs with ``_BASE_`` inheritance into checked dataclasses (schema.py), and writes them.
 
-fvcore's CfgNode only follows ``_BASE_`` and never builds Python objects from YAML (``allow_unsafe`` stays False).
+fvcore's CfgNode only follows ``_BASE_``; it never builds Python objects from YAML (``allow_unsafe`` is False).
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ __all__ = [
     "section_names",
 ]
 
-# Characters of a YAML file once its aliases are written out; a few lines of aliases of aliases are otherwise gigabytes.
+# Limit of characters of a YAML file after expanding aliases: a few lines of nested aliases can expand to gigabytes.
 MAX_YAML = 1_000_000
 
-# What PyYAML raises beside its own error: for an impossible date, `!!bool maybe`, `!!timestamp x`, a huge number.
+# Errors of PyYAML other than its own class: for an impossible date, `!!bool maybe`, `!!timestamp x`, a huge number.
 UNREADABLE = (yaml.YAMLError, AttributeError, LookupError, OverflowError, TypeError, ValueError)
 
 ConfigT = TypeVar("ConfigT")
 
 
 def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
-    """Returns the config at ``path``, its ``_BASE_`` files below it and ``section.key=value`` overrides on top.
+    """Returns the config at ``path``, over its ``_BASE_`` files and with ``section.key=value`` overrides.
 
     Raises:
-        ValueError: the file is missing or is no YAML mapping; keys that ``schema`` lacks (the nearest are named) and
-            values that they don't take, all of them; an override without "=".
+        ValueError: the file is missing or no YAML mapping, there are unknown keys or invalid values (the message lists
+            all, with the nearest keys), or an override has no "=".
     """
     return build_dataclass(schema, _overridden(_migrated(schema, _read_tree(path), str(path)), overrides))
 
 
 def section_names(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, ...]:
-    """Returns the sections that the config at ``path``, its ``_BASE_`` files or ``overrides`` mention.
+    """Returns the sections in the config at ``path``, its ``_BASE_`` files or ``overrides``.
 
     Raises:
-        ValueError: the file is missing or is no YAML mapping, or an override without "=".
+        ValueError: the file is missing or no YAML mapping, or an override has no "=".
     """
     return tuple(_overridden(_read_tree(path), overrides))
 
@@ -69,7 +69,7 @@ def _read_tree(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is its own _BASE_, directly or through another file, or nested too deeply") from error
     except FileNotFoundError as error:
         raise ValueError(
-            f"{path}: {error}; a _BASE_ is a path from the folder of its file, and those that come with resdet lie in "
+            f"{path}: {error}; a _BASE_ is a path from the folder of its file, and those that come with resdet are in "
             f"{CONFIGS}"
         ) from error
     except (*UNREADABLE, AssertionError, OSError) as error:  # fvcore asserts that a section inherits from a section
@@ -78,7 +78,7 @@ def _read_tree(path: str | Path) -> dict[str, Any]:
 
 
 def parse_config(schema: type[ConfigT], text: str) -> ConfigT:
-    """Returns the config that ``dump_config`` of this or an earlier version wrote as ``text``.
+    """Returns the config in ``text``, written by ``dump_config`` of this or an earlier version.
 
     Raises:
         ValueError: as ``load_config``.
@@ -88,7 +88,7 @@ def parse_config(schema: type[ConfigT], text: str) -> ConfigT:
 
 
 def parse_section(schema: type[ConfigT], text: str, name: str) -> ConfigT:
-    """Returns the section ``name``, without the keys that ``schema`` lacks, of a config that ``dump_config`` wrote.
+    """Returns the section ``name`` of a config written by ``dump_config``, without keys unknown to ``schema``.
 
     Raises:
         ValueError: as ``load_config``.
@@ -99,11 +99,11 @@ def parse_section(schema: type[ConfigT], text: str, name: str) -> ConfigT:
 
 
 def parse_yaml(text: str) -> Any:
-    """Returns what the YAML ``text`` holds: plain values only, whatever tags it has.
+    """Returns the content of the YAML ``text`` as plain values, never as Python objects.
 
     Raises:
-        ValueError: it is no such YAML, is nested too deeply, or has more than ``MAX_YAML`` characters, aliases written
-            out.
+        ValueError: ``text`` is no such YAML, is nested too deeply, or has more than ``MAX_YAML`` characters after
+            expanding aliases.
     """
     try:
         return _load(text)
@@ -114,25 +114,25 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_config(config: Any) -> str:
-    """Returns ``config`` as YAML that ``load_config`` reads back to an equal config."""
+    """Returns ``config`` as YAML from which ``load_config`` reads an equal config."""
     return yaml.dump({"format": FORMAT} | json.loads(json.dumps(asdict(config))), Dumper=_Dumper, sort_keys=False)
 
 
 def build_dataclass(schema: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
-    """Returns ``values`` as the ``checked`` dataclass ``schema``.
+    """Builds the ``checked`` dataclass ``schema`` from ``values``.
 
     Raises:
-        ValueError: see ``load_config``.
+        ValueError: as ``load_config``.
     """
     try:
-        # As JSON, where a list is a tuple, and nothing else is taken for what it is not.
+        # In JSON mode pydantic takes a list for a tuple, and otherwise stays strict.
         return TypeAdapter(schema).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise ValueError(describe(error, schema)) from error
 
 
 def json_schema(schema: type) -> dict[str, Any]:
-    """Returns the JSON Schema by which editors complete and check a YAML config of ``schema``."""
+    """Returns the JSON Schema of ``schema``, with which editors complete and check YAML configs."""
     tree = TypeAdapter(schema).json_schema()
     for key, described in (("_BASE_", "config file to start from"), ("format", "of a config that a run wrote")):
         tree["properties"][key] = {"description": described, "type": "string" if key == "_BASE_" else "integer"}
@@ -140,11 +140,11 @@ def json_schema(schema: type) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 but for numbers such as 1e-4, which it would read as text."""
+    """YAML 1.1, except that numbers such as 1e-4 are no text."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that ``_Loader`` would take for numbers."""
+    """Quotes texts that ``_Loader`` would read as numbers."""
 
 
 for kind in (_Loader, _Dumper):
@@ -154,7 +154,7 @@ for kind in (_Loader, _Dumper):
 
 
 class _Files(CfgNode):
-    """Follows ``_BASE_`` through local files that may be loaded."""
+    """Follows ``_BASE_`` through local files."""
 
     @classmethod
     def _open_cfg(cls, filename: str) -> StringIO:
@@ -179,9 +179,9 @@ def _load(text: str) -> Any:
 
 
 def _written_out(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """Returns the characters of ``node``, one at least for every node below it; ``known`` are those counted already."""
+    """Returns the number of characters of ``node``, at least one per node below it; ``known`` caches counts."""
     if node not in known:
-        known[node] = MAX_YAML + 1  # stays where an alias names a node that it lies in: it has no end
+        known[node] = MAX_YAML + 1  # stays if an alias refers to a node that contains it, which never ends
         if isinstance(node, yaml.MappingNode):
             children = [child for pair in node.value for child in pair]
         else:
@@ -205,7 +205,7 @@ def _mapping(tree: Any, source: str | Path) -> dict[str, Any]:
 
 
 def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Returns ``tree``, which takes the ``overrides``."""
+    """Returns ``tree`` with the ``overrides``."""
     for override in overrides:
         _override(tree, override)
     return tree
@@ -214,7 +214,7 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 def _override(tree: dict[str, Any], override: str) -> None:
     dotted_key, equals, text = override.partition("=")
     if not equals:
-        raise ValueError(f"an override reads section.key=value, got {override!r}")
+        raise ValueError(f"an override has the form section.key=value, got {override!r}")
     *sections, key = dotted_key.split(".")
     node: Any = tree
     for section in sections:

@@ -1,4 +1,4 @@
-"""Messages about faults of a config: key path, value, what was expected, the nearest name."""
+"""Messages about config errors: key path, value, expected value, nearest name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from detection.config.schema import section_classes
 
 __all__ = ["describe"]
 
-MAX_VALUE = 80  # characters of a value that are shown
+MAX_VALUE = 80  # characters of a value in a message
 
-# Kind of pydantic's error -> what was expected; braces are filled from its context.
+# Type of pydantic's error -> expected value; braces are filled from the error's context.
 EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a mapping, such as {{a: b}}",
@@ -35,7 +35,7 @@ EXPECTED = {
     "too_short": "a list of at least {min_length}",
     "tuple_type": "a list, such as [a, b]",
 }
-# Sections of the configs of other programs.
+# Config sections of other programs.
 COMMANDS = {
     "classification": "resdet pretrain",
     "edges": "resdet edges",
@@ -45,7 +45,7 @@ COMMANDS = {
 
 
 def describe(error: ValidationError, schema: type) -> str:
-    """Returns all problems that ``error`` holds, a line each if there are several."""
+    """Returns all problems of ``error``, one per line."""
     lines = [_problem(item, schema) for item in error.errors(include_url=False)]
     return lines[0] if len(lines) == 1 else f"{len(lines)} problems:\n" + "\n".join(f"  {line}" for line in lines)
 
@@ -56,7 +56,7 @@ def _problem(item: Mapping[str, Any], schema: type) -> str:
         return f"no config key {path!r}; {_nearest(item['loc'], schema)}"
     if kind == "missing" or kind == "missing_keyword_only_argument":
         return f"config key {path!r} is missing"
-    if kind == "value_error":  # a rule of __post_init__, whose message begins with the name of a key
+    if kind == "value_error":  # raised by __post_init__; its message begins with a key
         message = str(item["ctx"]["error"])
         return f"{path}.{message}" if path else message
     shown = repr(value) if len(repr(value)) <= MAX_VALUE else repr(value)[:MAX_VALUE] + "..."
@@ -68,7 +68,7 @@ def _problem(item: Mapping[str, Any], schema: type) -> str:
 
 
 def _dotted(places: Iterable[str | int]) -> str:
-    """Returns the place of an error as a key: section.key[2]."""
+    """Returns the place of an error as a key, such as section.key[2]."""
     text = ""
     for place in places:
         text += f"[{place}]" if isinstance(place, int) else f".{place}" if text else str(place)
@@ -76,7 +76,7 @@ def _dotted(places: Iterable[str | int]) -> str:
 
 
 def _nearest(places: Sequence[str | int], schema: type) -> str:
-    """Returns what may be meant by the unknown key at ``places``."""
+    """Returns a suggestion for the unknown key at ``places``."""
     *sections, name = map(str, places)
     path = ".".join([*sections, name])
     if old := hint(path):

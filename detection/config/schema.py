@@ -1,6 +1,6 @@
-"""Dataclasses that are the schema of a YAML file: types, ranges and choices are checked, fields say what they bind.
+"""Dataclasses as schema of YAML files, with checks of types, ranges and choices.
 
-``checked`` is pydantic's dataclass, strict: neither a boolean nor a text is a number, and an unknown key is refused.
+``checked`` is pydantic's dataclass in strict mode: a boolean or a text is no number, and unknown keys are refused.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-# Metadata of a field that changes what weights mean without changing a name or a shape among them.
-BACKBONE: Mapping[str, str] = {"binds": "backbone"}  # also where a backbone's weights travel alone
+# Metadata of a field that changes the meaning of weights but neither their names nor their shapes.
+BACKBONE: Mapping[str, str] = {"binds": "backbone"}  # also for the weights of a backbone alone
 MODEL: Mapping[str, str] = {"binds": "model"}
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field, Field))
 def checked(cls: type[SchemaT]) -> type[SchemaT]:
-    """Makes ``cls`` a frozen, keyword-only dataclass whose values are checked when it is built."""
+    """Makes ``cls`` a frozen, keyword-only dataclass that checks its values."""
     options = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return cast(type[SchemaT], pydantic_dataclass(cls, frozen=True, kw_only=True, config=options))
 
 
 def section_classes(schema: type) -> dict[str, type]:
-    """Returns the sections of a config class: field name -> the dataclass that it holds."""
+    """Returns the sections of a config class: field name -> dataclass."""
     found = {}
     for name, hint in get_type_hints(schema).items():
         kinds = [kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)]
@@ -60,18 +60,18 @@ def section_classes(schema: type) -> dict[str, type]:
 
 
 def meaning_keys(schema: type, binds: Literal["backbone", "model"] = "model") -> tuple[str, ...]:
-    """Returns the dotted keys that bind weights: those of a whole ``model``, or of a ``backbone`` on its own."""
+    """Returns the dotted keys that change the meaning of weights, for a whole ``model`` or a ``backbone`` alone."""
     wanted = {BACKBONE["binds"]} | {binds}
     return tuple(key for key, metadata in _described(schema, "") if metadata.get("binds") in wanted)
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """Returns the values of the dataclass ``config`` by dotted keys, in types that JSON has."""
+    """Returns the values of the dataclass ``config`` by dotted key, in JSON types."""
     return dict(leaves(json.loads(json.dumps(asdict(config)))))
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) of all values in nested mappings; an empty mapping is a value."""
+    """Yields (dotted key, value) for all values in nested mappings; an empty mapping is a value."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{name}.")
@@ -80,7 +80,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def different_meaning(before: Any, after: Any, binds: Literal["backbone", "model"] = "model") -> list[str]:
-    """Returns a line "key is X here, and was Y" for each key that binds weights and differs between two configs."""
+    """Returns a line "key is X here, and was Y" for each differing key that changes the meaning of weights."""
     old, new = flatten(before), flatten(after)
     keys = [key for key in meaning_keys(type(after), binds) if key in old]
     return [f"{key} is {new[key]!r} here, and was {old[key]!r}" for key in keys if old[key] != new[key]]

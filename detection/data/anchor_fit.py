@@ -1,6 +1,6 @@
-"""Sizes and ratios of anchors that fit the objects of a data set: k-means whose distance is 1 - IoU.
+"""Fits sizes and aspect ratios of anchors to the objects of a data set, by k-means with the distance 1 - IoU.
 
-IoU is that of two boxes with one centre, so only their sides count, but for ``grid_iou``.
+Except in ``grid_iou``, the two boxes of an IoU share their centre, so only their sides count.
 Source: Redmon and Farhadi 2017, "YOLO9000", section 2, "Dimension Clusters".
 
 Shapes: M objects, A anchors, k clusters.
@@ -20,21 +20,21 @@ from detection.data.index import AnnotationIndex
 
 __all__ = ["best_iou", "fit_ratios", "fit_sizes", "grid_iou", "kmeans_iou", "reached", "resized_boxes"]
 
-MAX_OBJECTS = 20_000  # more are drawn from
+MAX_OBJECTS = 20_000  # of a larger set, a random sample of this size is used
 STEPS = 100
 ENOUGH = 0.7  # IoU of a positive anchor
-THIN = 2.0  # pixels of the resized image; a box with a side under it is no measure for anchors
+THIN = 2.0  # pixels of the resized image; boxes with a shorter side are not fitted
 
 Sides = NDArray[np.float64]  # (M, 2) width, height
 
 
 def resized_boxes(index: AnnotationIndex, shorter: int, longer: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Returns boxes (M, 4) in pixels of resized images and labels (M,) of the objects, without ignored and thin ones.
+    """Returns the boxes (M, 4), in pixels of resized images, and labels (M,) of all but ignored and thin objects.
 
     Args:
         index: images and objects.
-        shorter: side to which images are resized, pixels.
-        longer: the most that their longer side may become.
+        shorter: shorter side of the resized images, pixels.
+        longer: upper limit of their longer side, pixels.
     """
     sizes = index.sizes.to(torch.float64)
     factors = torch.minimum(shorter / sizes.amin(dim=1), longer / sizes.amax(dim=1))
@@ -45,11 +45,11 @@ def resized_boxes(index: AnnotationIndex, shorter: int, longer: int) -> tuple[ND
 
 
 def kmeans_iou(sides: Sides, k: int, *, seed: int = 0) -> Sides:
-    """Returns k pairs of sides (k, 2), by area, that the ``sides`` (M, 2) gather around; fewer if fewer differ.
+    """Returns k cluster centres (k, 2) of the ``sides`` (M, 2), sorted by area; fewer if fewer sides differ.
 
-    Every centre is the median of its objects. Of two starts, equally many objects to each centre and equal steps from
-    small to large, the better end is taken: its mean IoU, where more than 0.7 does not count. The second finds the
-    few objects that are much smaller or larger than all others.
+    Every centre is the median of its objects. k-means runs from two starts: one with equally many objects per centre,
+    one with equal steps from small to large, which finds the few objects that are much smaller or larger than all
+    others. The result with the higher mean IoU is taken, with each IoU capped at 0.7.
     """
     generator = np.random.default_rng(seed)
     if len(sides) > MAX_OBJECTS:
@@ -66,7 +66,7 @@ def kmeans_iou(sides: Sides, k: int, *, seed: int = 0) -> Sides:
 
 
 def _settle(sides: Sides, centres: Sides) -> Sides:
-    """Returns the ``centres`` (k, 2) once each is the median of the ``sides`` (M, 2) that are nearest to it."""
+    """Iterates until each of the ``centres`` (k, 2) is the median of the ``sides`` (M, 2) nearest to it."""
     for _ in range(STEPS):
         nearest = _ious(sides, centres).argmax(axis=1)
         groups = [sides[nearest == i] for i in range(len(centres))]
@@ -78,9 +78,9 @@ def _settle(sides: Sides, centres: Sides) -> Sides:
 
 
 def fit_sizes(sides: Sides, k: int) -> tuple[float, ...]:
-    """Returns k rising sizes, square roots of areas in pixels, that suit objects with ``sides`` (M, 2).
+    """Returns k rising anchor sizes, the square roots of areas in pixels, for objects with ``sides`` (M, 2).
 
-    Two are at least a quarter apart; where objects are all of one size, further ones are twice the one before.
+    Neighbouring sizes differ by at least a quarter. Where all objects have one size, each further size is doubled.
     """
     squares = np.sqrt(sides.prod(axis=1))
     found = kmeans_iou(np.stack([squares, squares], axis=1), k)[:, 0].tolist()
@@ -93,7 +93,7 @@ def fit_sizes(sides: Sides, k: int) -> tuple[float, ...]:
 
 
 def fit_ratios(sides: Sides, k: int = 3) -> tuple[float, ...]:
-    """Returns k rising ratios, height over width, that suit objects with ``sides`` (M, 2)."""
+    """Returns k rising aspect ratios, height over width, for objects with ``sides`` (M, 2)."""
     ratios = sides[:, 1] / sides[:, 0]
     found = kmeans_iou(np.stack([1 / np.sqrt(ratios), np.sqrt(ratios)], axis=1), k)
     rising = sorted(float(np.clip(height / width, 0.1, 10.0)) for width, height in found)
@@ -105,19 +105,19 @@ def fit_ratios(sides: Sides, k: int = 3) -> tuple[float, ...]:
 
 
 def best_iou(sides: Sides, sizes: Sequence[float], ratios: Sequence[float]) -> NDArray[np.float64]:
-    """Returns the IoU (M,) of each object with the anchor that fits it best, if one stood at its centre."""
+    """Returns the IoU (M,) of each object with its best anchor, centred on the object."""
     anchors = np.array([(size / math.sqrt(ratio), size * math.sqrt(ratio)) for size in sizes for ratio in ratios])
     return _ious(sides, anchors).max(axis=1) if len(sides) else np.zeros(0)
 
 
 def grid_iou(boxes: NDArray[np.float64], anchors: Sides, stride: int, *, offset: float = 0.5) -> NDArray[np.float64]:
-    """Returns the IoU (M,) of each box (M, 4) with the best anchor of a feature map, wherever the box lies.
+    """Returns the IoU (M,) of each box (M, 4) with the best anchor of a feature map at its place in the image.
 
     Args:
-        boxes: of objects, pixels of the resized image.
-        anchors: sides (A, 2) of those of a cell.
-        stride: pixels of a cell.
-        offset: of a cell's anchors in it, 0 (top left) to 1.
+        boxes: boxes of objects, pixels of the resized image.
+        anchors: sides (A, 2) of the anchors of one cell.
+        stride: side of a cell, pixels.
+        offset: position of the anchors' centre in a cell, from 0 (top left) to 1.
     """
     sides, cells = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2 / stride - offset
     away = np.abs(cells - np.rint(cells))[:, None] * stride  # (M, 1, 2) from the nearest anchor's centre
@@ -127,11 +127,11 @@ def grid_iou(boxes: NDArray[np.float64], anchors: Sides, stride: int, *, offset:
 
 
 def reached(ious: NDArray[np.float64], at: float) -> float:
-    """Returns the share of objects, 0 to 1, whose best IoU is at least ``at``; 1 where there is none."""
+    """Returns the fraction of objects whose best IoU is at least ``at``; 1 without objects."""
     return float((ious >= at).mean()) if len(ious) else 1.0
 
 
 def _ious(sides: Sides, anchors: Sides) -> NDArray[np.float64]:
-    """Returns the IoU (M, A) of boxes with one centre."""
+    """Returns the IoU (M, A) of boxes that share their centre."""
     common = np.minimum(sides[:, None], anchors[None]).prod(axis=2)
     return common / (sides.prod(axis=1)[:, None] + anchors.prod(axis=1)[None] - common)

@@ -19,9 +19,9 @@ from detection.data.problems import Problem
 
 __all__ = ["usable_images"]
 
-THREADS = 16  # a header is a wait for the disk; decoding runs in C
-LEAST_IMAGES = 2_000  # fewer are looked at in 0.2 s
-PART = 64  # images that a thread takes at a time
+THREADS = 16  # reading a header waits for the disk; decoding runs in C
+LEAST_IMAGES = 2_000  # smaller sets are checked in 0.2 s, so nothing is cached
+PART = 64  # images per task of a thread
 KIND = "image that can't be used"
 
 
@@ -32,9 +32,9 @@ def usable_images(
 
     Args:
         index: the images.
-        bad_images: "error" looks at headers and last bytes, 0.1 ms an image; one that is damaged within raises when
-            it is decoded.  "drop" decodes all images, 3 ms each of COCO's, since none may stop the run later.
-            Files of a large set that were good in an earlier run, and did not change, are good.
+        bad_images: "error" checks headers and last bytes, 0.1 ms per image; an image damaged in between raises when
+            it is decoded.  "drop" decodes every image, 3 ms per COCO image, so that none stops the run later.
+            In a large set, files that passed in an earlier run and have not changed are not checked again.
     """
     decode = bad_images == "drop"
     reasons = _known_reasons(index, decode=decode)
@@ -45,9 +45,9 @@ def usable_images(
 
 
 def _known_reasons(index: AnnotationIndex, *, decode: bool) -> dict[int, str]:
-    """Returns ``_reasons`` of the images ``index``, without opening files again that were good before.
+    """Returns ``_reasons`` of the images of ``index`` without reopening files that passed before.
 
-    A file is the same by its name, size and times, which take a fiftieth of the time.
+    A file counts as unchanged if its name, size and times are, a check that takes a fiftieth of the time.
     """
     rows = range(len(index))
     if len(index) < LEAST_IMAGES:
@@ -62,13 +62,13 @@ def _known_reasons(index: AnnotationIndex, *, decode: bool) -> dict[int, str]:
             use(path)
         reasons = _reasons(index, rows, decode=decode)
         if len(rows) == len(index):
-            with suppress(OSError):  # a folder that can't be written
+            with suppress(OSError):  # the cache folder can't be written
                 store(path, lambda temporary: temporary.write_text(json.dumps([*reasons]), encoding="utf-8"))
     return reasons
 
 
 def _stamps(index: AnnotationIndex) -> Tensor:
-    """Returns size and times (N, 3) of the files of all images and label images, -1 where there is none."""
+    """Returns size and times (N, 3) of the files of all images and label images, -1 for a missing file."""
     found, maps = list[tuple[int, int, int]](), index.label_maps
     for path in (*index.paths.all(), *(() if maps is None else maps.files.all())):
         try:
@@ -81,7 +81,7 @@ def _stamps(index: AnnotationIndex) -> Tensor:
 
 
 def _reasons(index: AnnotationIndex, rows: Sequence[int], *, decode: bool) -> dict[int, str]:
-    """Returns by row why images among ``rows`` can't be used, as far as is looked."""
+    """Returns, by row, why images among ``rows`` can't be used; without ``decode`` only headers are checked."""
 
     def look(start: int) -> list[tuple[int, str]]:
         return [(row, _reason(index, row, decode=decode)) for row in rows[start : start + PART]]
@@ -91,7 +91,7 @@ def _reasons(index: AnnotationIndex, rows: Sequence[int], *, decode: bool) -> di
 
 
 def _reason(index: AnnotationIndex, row: int, *, decode: bool) -> str:
-    """Returns why image ``row`` can't be used; empty if it can, as far as was looked."""
+    """Returns why image ``row`` can't be used; empty if no check failed."""
     height, width = index.sizes[row].tolist()
     path, apply_exif = index.paths[row], bool(index.apply_exif[row])
     try:

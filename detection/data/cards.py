@@ -1,6 +1,6 @@
-"""Data-set cards: one YAML file says where a data set lies, what format it has and what its classes are.
+"""Data-set cards: one YAML file that gives the folder, the label format and the classes of a data set.
 
-``load_dataset("voc2007:trainval")`` is the way from a card and a split to an AnnotationIndex.
+``load_dataset("voc2007:trainval")`` turns a card and a split into an AnnotationIndex.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class Card:
     name: str
     format: FormatName
     splits: dict[str, Any]
-    # Empty: those that ``names`` leads to, in its order, else those of the data.
+    # Empty: the classes that ``names`` maps to, in its order, else the classes of the data.
     classes: tuple[str, ...] = ()
-    names: dict[str, str] = field(default_factory=dict)  # what the files call a class otherwise -> the class
-    source: str = ""  # where the data come from, and their licence
+    names: dict[str, str] = field(default_factory=dict)  # class name in the files -> class name of the card
+    source: str = ""  # origin of the data, and their licence
     root: str | None = None  # folder below the data root, or an absolute path; null: the card's name
     bad_boxes: Literal["drop", "error"] = "drop"
     bad_images: Literal["error", "drop"] = "error"
     exif: Exif = "apply"
     other_size: OtherSize = "error"
     voc_metric: Literal["11point", "area", "imagenet"] = "area"
-    values: tuple[PixelValue, ...] = ()  # of label_images, one per class; empty: 0, 1, 2, ...
-    void: tuple[PixelValue, ...] = (VOID,)  # values of label images that are neither right nor wrong
-    # Of coco: objects' masks also make label maps, with a class "background" before the others.
+    values: tuple[PixelValue, ...] = ()  # pixel values of label_images, one per class; empty: 0, 1, 2, ...
+    void: tuple[PixelValue, ...] = (VOID,)  # pixel values of label images that are not scored
+    # For coco: label maps are also made from the objects' masks, with an additional first class "background".
     label_maps: Literal["polygons"] | None = None
-    keypoint_sigmas: tuple[Positive, ...] = ()  # of OKS, one per keypoint; empty: COCO's by their names, else 0.05
+    keypoint_sigmas: tuple[Positive, ...] = ()  # of OKS, one per keypoint; empty: COCO's by name, else 0.05
     download: tuple[dict[str, str], ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -91,12 +91,12 @@ class Card:
 
     @property
     def labels_of_values(self) -> dict[int, int]:
-        """The label of each value of a pixel in a label image, VOID for those that are neither right nor wrong."""
+        """The label of each pixel value of a label image; VOID for values that are not scored."""
         values = self.values or range(len(self.classes))
         return {value: label for label, value in enumerate(values)} | dict.fromkeys(self.void, VOID)
 
     def folder(self, root: Path) -> Path:
-        """Returns the data set's place below the data root ``root``."""
+        """Returns the data set's folder below the data root ``root``."""
         return root / (self.root or self.name)
 
 
@@ -106,10 +106,10 @@ def data_root(configured: str | None = None) -> Path:
 
 
 def load_card(name: str) -> Card:
-    """Returns the card called ``name`` in datasets/, or the one at the path ``name`` if it ends in .yaml.
+    """Returns the card ``name`` of datasets/, or the card at the path ``name`` if that ends in .yaml.
 
     Raises:
-        ValueError: no such card, or a key or a value that no card has.
+        ValueError: there is no such card, or it has an unknown key or an invalid value.
     """
     path = _find(name)
     try:
@@ -119,9 +119,7 @@ def load_card(name: str) -> Card:
     if not isinstance(values, Mapping):
         raise ValueError(f"card {path} holds no keys")
     if "format" not in values and values.keys() & {"solver", "_BASE_"}:
-        raise ValueError(
-            f"{path} is the config of a training and no card: give the card before the colon in its data.train"
-        )
+        raise ValueError(f"{path} is a training config, not a card: give the card before the colon in its data.train")
     try:
         return build_dataclass(Card, {"name": path.stem, **values})
     except ValueError as error:
@@ -131,12 +129,13 @@ def load_card(name: str) -> Card:
 def load_dataset(
     specs: Sequence[str], root: Path, *, fields: Collection[str] = (), label_maps: bool = False
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """Reads the images of all ``specs`` ("card:split", joined) below the data root ``root``, and what was dropped.
+    """Reads and joins the data sets ``specs`` ("card:split") below the data root ``root``, and lists what was dropped.
 
-    ``fields`` (such as "masks") and ``label_maps`` are read too, which takes time and memory.
+    ``fields`` (such as "masks") and ``label_maps`` are read on request only, as they take time and memory.
 
     Raises:
-        ValueError: a data set has errors (its files are named), an empty split, or other classes than the first.
+        ValueError: a data set has errors (the message names its files), a split is empty, or classes differ from those
+            of the first data set.
     """
     parts, problems = [], []
     for spec in specs:
@@ -153,7 +152,7 @@ def load_dataset(
 
 
 def _shared_images(specs: Sequence[str], parts: Sequence[AnnotationIndex]) -> list[Problem]:
-    """Returns a note for each of ``specs`` with images that one before it has too: they count twice."""
+    """Returns a note for each of ``specs`` that shares images with an earlier one: these count twice."""
     seen, problems = dict[str, str](), list[Problem]()
     for spec, part in zip(specs, parts, strict=True) if len(parts) > 1 else ():
         own = [part.paths[row] for row in range(len(part))]
@@ -168,12 +167,12 @@ def _shared_images(specs: Sequence[str], parts: Sequence[AnnotationIndex]) -> li
 def read_split(
     card: Card, split: str, root: Path, *, fields: Collection[str] = (), label_maps: bool = False
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """Reads the images of a split with the ``fields`` of their objects, and all that is wrong, errors included.
+    """Reads the images of a split with the ``fields`` of their objects, and all problems, errors included.
 
-    With ``label_maps`` the index has those that the card gives.
+    With ``label_maps`` the index also has the label maps that the card describes.
 
     Raises:
-        ValueError: the data set's folder is missing, or the card has no such split or describes it wrongly.
+        ValueError: the data set's folder is missing, or the card lacks the split or describes it wrongly.
     """
     if split not in card.splits:
         raise ValueError(f"card {card.name!r} has no split {split!r}; it has {', '.join(card.splits)}")
@@ -225,10 +224,10 @@ def _with_sigmas(index: AnnotationIndex, card: Card) -> AnnotationIndex:
 
 
 def with_classes_of_data(card: Card, root: Path) -> Card:
-    """Returns ``card`` with the class names of all its splits, so that each has the same; image folders find their own.
+    """Returns ``card`` with the class names of all its splits, so that the splits agree; image folders find their own.
 
     Raises:
-        ValueError: the data have none.
+        ValueError: the data have no class names.
     """
     own, names = FORMATS[card.format], dict[str, None]()
     if own.classes is None:
@@ -254,7 +253,7 @@ def _entries(card: Card, split: str) -> list[dict[str, Any]]:
 def _parse(spec: str) -> tuple[Card, str]:
     name, colon, split = spec.rpartition(":")
     if not colon or not name or not split:
-        raise ValueError(f"a data set reads card:split, such as voc2007:trainval, got {spec!r}")
+        raise ValueError(f"a data set has the form card:split, such as voc2007:trainval, got {spec!r}")
     return load_card(name), split
 
 

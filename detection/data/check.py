@@ -1,4 +1,4 @@
-"""Reads a data set as training would and reports what is wrong in it, and what it holds."""
+"""Reads a data set as training would, and reports its problems and its contents."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from detection.data.problems import Problem, listed
 __all__ = ["Summary", "check_copies", "check_images", "check_objects", "summarize_index"]
 
 SMALL, MEDIUM = 32**2, 96**2  # square pixels, COCO's limits
-TINY = 2.0  # pixels; a box this thin has hardly an object in it
-DARK = 16  # of 255; 12-bit colours in a 16-bit file, or 8-bit ones in a 12-bit file, end here
-DOUBLED = 0.9  # IoU of two boxes of one class that are probably one object
+TINY = 2.0  # pixels; a box this thin hardly shows an object
+DARK = 16  # of 255: the maximum of 12-bit colours in a 16-bit file, or of 8-bit colours in a 12-bit file
+DOUBLED = 0.9  # IoU above which two boxes of one class are probably one object
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class Summary:
     """Counts of one split.
 
     Attributes:
-        images: how many.
-        empty: of them without an object to train on.
-        classes: objects per class: (name, all, ignored, small, medium, large).
+        images: number of images.
+        empty: number of images without an object to train on.
+        classes: counts of objects per class: (name, all, ignored, small, medium, large).
     """
 
     images: int
@@ -39,7 +39,7 @@ class Summary:
 
 
 def summarize_index(index: AnnotationIndex) -> Summary:
-    """Returns the counts of ``index``; sizes are COCO's, by area, without ignored objects."""
+    """Returns the counts of ``index``; small, medium and large are COCO's areas, without ignored objects."""
     labels, ignore, areas = index.labels.numpy(), index.ignore.numpy(), index.areas.numpy()
     rows = []
     for label, name in enumerate(index.class_names):
@@ -51,7 +51,7 @@ def summarize_index(index: AnnotationIndex) -> Summary:
 
 
 def check_objects(index: AnnotationIndex) -> list[Problem]:
-    """Notes on objects that training accepts but a person should see: tiny boxes and probable doubles."""
+    """Returns notes on objects that training accepts but a person should check: tiny boxes and probable duplicates."""
     problems = []
     for row in range(len(index)):
         target, path = index.target(row), index.paths[row]
@@ -72,11 +72,11 @@ def check_objects(index: AnnotationIndex) -> list[Problem]:
 def check_images(
     index: AnnotationIndex, *, threads: int = 4, track: Callable[[Iterable[list[Problem]]], Iterable[list[Problem]]]
 ) -> list[Problem]:
-    """Decodes every image; an error for each that can't be read or whose size disagrees with its annotation.
+    """Decodes every image and returns an error for each that is unreadable or not of its annotated size.
 
     Args:
         index: the images.
-        threads: images read at a time.
+        threads: number of images read at a time.
         track: wraps the results as they come, to show progress.
     """
     with ThreadPoolExecutor(threads) as pool:
@@ -99,9 +99,9 @@ def _check_image(index: AnnotationIndex, row: int) -> list[Problem]:
 
 
 def check_copies(splits: Mapping[str, AnnotationIndex]) -> list[Problem]:
-    """Notes on images that occur twice, or nearly (data/near_copies.py): in two of ``splits``, or in one.
+    """Returns notes on duplicate and near-duplicate images (data/near_copies.py), within and across ``splits``.
 
-    Files of one content in two splits give one note a pair of splits, all others a note each.
+    Identical files in two splits give one note per pair of splits, all other duplicates one note each.
     """
     owners = [(split, index.paths[row]) for split, index in splits.items() for row in range(len(index))]
     paths = dict.fromkeys(path for _, path in owners)
@@ -110,7 +110,7 @@ def check_copies(splits: Mapping[str, AnnotationIndex]) -> list[Problem]:
     known = dict[tuple[bytes, str], str]()  # (content, split) -> the first file that has it
     for split, path in owners:
         content = looks[path].content
-        if content is None:  # check_images says what is wrong with it
+        if content is None:  # check_images reports it
             continue
         for other in splits:
             if other != split and (content, other) in known:

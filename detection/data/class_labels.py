@@ -1,4 +1,4 @@
-"""The class or classes that an image as a whole shows, for sets of classification and localisation.
+"""The class or classes of a whole image, for classification and localisation sets.
 
 Shapes: N images, K classes.
 """
@@ -14,7 +14,7 @@ __all__ = ["image_labels", "image_tags", "whole_images"]
 
 
 def image_labels(index: AnnotationIndex) -> Tensor:
-    """Returns the class (N,) of every image: that of its objects, or -1 where none is usable (not ignored).
+    """Returns the class (N,) of every image, taken from its objects; -1 if it has none that is not ignored.
 
     Raises:
         ValueError: an image has objects of two classes.
@@ -35,7 +35,7 @@ def image_labels(index: AnnotationIndex) -> Tensor:
 
 
 def image_tags(index: AnnotationIndex) -> Tensor:
-    """Returns the classes (N, K) bool of every image: those of its objects that are not ignored."""
+    """Returns the classes (N, K) bool of the objects of every image that are not ignored."""
     counts = torch.diff(index.ends, prepend=index.ends.new_zeros(1))
     rows = torch.arange(len(index)).repeat_interleave(counts)[~index.ignore]
     tags = torch.zeros(len(index), len(index.class_names), dtype=torch.bool)
@@ -44,9 +44,9 @@ def image_tags(index: AnnotationIndex) -> Tensor:
 
 
 def whole_images(index: AnnotationIndex) -> AnnotationIndex:
-    """Returns ``index`` as a classification set: each image with one object, all of it, of the class that it shows.
+    """Returns ``index`` as a classification set: each image has one object, the whole image, with the image's class.
 
-    Images without a class, those whose objects are all ignored or which have none, are left out.
+    Images without objects, or with ignored objects only, are left out.
 
     Raises:
         ValueError: an image has objects of two classes, or no image has a class.

@@ -1,4 +1,4 @@
-"""Objects of another image pasted over a training image, cut out by their masks.
+"""Copy-paste augmentation: objects of another image, cut out by their masks, are pasted over a training image.
 
 Source: Ghiasi et al. 2021, "Simple Copy-Paste", section 3.
 Shapes: H W height and width, M objects.
@@ -22,7 +22,7 @@ __all__ = ["choose", "paste"]
 
 
 def choose(objects: Target, chance: np.random.Generator) -> Target:
-    """Returns a random number of ``objects``, from 1 to all that have a mask and are not ignored; none if none has."""
+    """Returns a random subset of the ``objects`` that have a mask and are not ignored, at least one if any."""
     usable = (_masks(objects).flatten(1).any(dim=1) & ~objects.ignore).nonzero().flatten()
     if not len(usable):
         return objects[usable]
@@ -35,15 +35,15 @@ def paste(
 ) -> tuple[NDArray[np.uint8], Target]:
     """Returns ``image`` with the masked pixels of another image's ``objects`` over it, and both targets joined.
 
-    They lie where they lay in ``other``, cut off at the border of ``image``, without the source's blending.  Labels of
-    pixels move with them where both targets have a label map.  An object that loses pixels gets a box that bounds the
-    rest, and goes if nothing is left.  One whose mask is unknown stays as it is.
+    The objects keep their position in ``other`` and are cut off at the border of ``image``; unlike the source, their
+    edges are not blended.  Label maps are pasted too where both targets have one.  An object that loses pixels gets
+    the box of its remaining pixels, and is dropped if none remain.  An object without a mask stays unchanged.
 
     Args:
         image: (H, W, 3).
-        target: has masks.
-        other: (H', W', 3), the image of the objects.
-        objects: all have a mask of at least one pixel; the same fields as ``target``.
+        target: the target of ``image``, with masks.
+        other: (H', W', 3), the image of the ``objects``.
+        objects: objects with the fields of ``target``, each with a mask of at least one pixel.
     """
     size = image.shape[0], image.shape[1]
     moved = {name: field.cut(values, size) for name, field, values in carried(objects)}
@@ -61,7 +61,7 @@ def paste(
 
 
 def _with_less(target: Target, changed: dict[str, Tensor]) -> Target:
-    """Returns ``target`` with ``changed`` fields whose masks lost pixels; boxes bound the masks that did."""
+    """Returns ``target`` with the ``changed`` fields; objects whose masks lost pixels get new boxes."""
     before, after = count_pixels(_masks(target)), count_pixels(changed["masks"])
     boxes, less = target.boxes.clone(), (after > 0) & (after < before)
     # masks_to_boxes gives the last pixel, not the edge behind it.

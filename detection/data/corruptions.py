@@ -1,7 +1,7 @@
-"""Changes of test images that cameras and transmission make, at three strengths, to see what they cost a detector.
+"""Corruptions of test images by camera and transmission, at three strengths, to measure a detector's robustness.
 
-Blur and noise are Gaussian, JPEG is coded and decoded again, brightness is a factor.  Strengths that depend on the
-resolution are fractions of the image's shorter side, so that a change looks alike in small and in large pictures.
+Blur and noise are Gaussian, JPEG encodes and decodes the image, brightness multiplies it.  Strengths that depend on
+the resolution are fractions of the image's shorter side, so that small and large images look alike.
 
 Source: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR
 2019; of detectors, Michaelis et al., "Benchmarking Robustness in Object Detection", 2019.  The strengths are our own.
@@ -41,20 +41,20 @@ class Corruption:
 
     @property
     def name(self) -> str:
-        """Its name in files."""
+        """The corruption's name in file names."""
         return f"{self.kind}_{self.level}"
 
     @property
     def strength(self) -> float:
-        """Its value of ``STRENGTHS``."""
+        """The corruption's value in ``STRENGTHS``."""
         return STRENGTHS[self.kind][self.level - 1]
 
     def __call__(self, image: Pixels, target: Target, *, seed: Sequence[int]) -> tuple[Pixels, Target]:
-        """Returns ``image`` (H, W, 3) changed, and ``target`` as it is; the same ``seed`` gives the same noise."""
+        """Returns the corrupted ``image`` (H, W, 3) and the unchanged ``target``; ``seed`` fixes the noise."""
         return self.change(image, seed), target
 
     def change(self, image: Pixels, seed: Sequence[int]) -> Pixels:
-        """Returns ``image`` (H, W, 3), RGB, changed."""
+        """Returns the corrupted ``image`` (H, W, 3), RGB."""
         match self.kind:
             case "blur":
                 changed = cv2.GaussianBlur(image, (0, 0), max(self.strength * min(image.shape[:2]), 0.1))

@@ -34,8 +34,8 @@ class Sample:
     image: Tensor  # (3, H, W) uint8 RGB
     target: Target  # pixels of the resized image
     proposals: Proposals | None = None  # from a file, in pixels of the resized image
-    seed: int = 0  # 0..2**31 - 1, of the random choice among its anchors and regions
-    batch: Tensor | None = None  # (N, 3, H, W) the pixels of a whole batch, if ``image`` lies at its place among them
+    seed: int = 0  # 0..2**31 - 1, for sampling its anchors and regions
+    batch: Tensor | None = None  # (N, 3, H, W) pixels of the whole batch, if ``image`` is a view of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,26 +60,26 @@ class Batch:
 class DetectionDataset(Dataset[Sample]):
     """The images of ``index``.
 
-    A sample is asked for by (position, row): its place in the whole run, which seeds its augmentation and the draws
-    among its anchors, and its row in the index.  So neither the number of workers nor of processes changes anything.
+    The key of a sample is (position, row).  Its position in the whole run seeds its augmentation and the sampling of
+    its anchors; row is its row in the index.  So the number of workers and processes changes no sample.
 
-    With ``copy_paste``, objects of another image are pasted, which is augmented and resized like any.  With ``slices``,
-    a row is the number of a window, cut before all else.
+    With ``copy_paste``, objects of another image are pasted, which is augmented and resized as well.  With ``slices``,
+    a row is the number of a window, which is cut out before any other step.
 
     Args:
         index: images and objects.
-        resize: to the detector's scale.
-        augment: before resizing; None at test time.
-        seed: of the run.
-        proposals: of every image, from a file.
-        fields: that targets have.
-        label_maps: targets have those too.
-        copy_paste: probability that objects are pasted, which needs their masks.
-        corrupt: before anything else, to test under worse conditions.
-        slices: windows of the images, which are then the samples.
+        resize: resizes to the detector's scale.
+        augment: augmentation before resizing; None at test time.
+        seed: seed of the run.
+        proposals: proposals of every image, from a file.
+        fields: fields of the targets.
+        label_maps: whether targets have label maps.
+        copy_paste: probability of pasting objects, which need masks.
+        corrupt: corruption before any other step, to test robustness.
+        slices: windows of the images; each is one sample.
 
     Raises:
-        ValueError: fields or label maps that ``index`` lacks, or fields together with proposals.
+        ValueError: ``index`` lacks fields or label maps, or fields are combined with proposals.
     """
 
     def __init__(
@@ -119,10 +119,10 @@ class DetectionDataset(Dataset[Sample]):
         return self._sample(key, image, target)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Sample]:
-        """Returns the samples of one batch, which a loader asks for together.
+        """Returns the samples of one batch, which a loader requests together.
 
-        Where the sizes of images say those of their samples, images are resized to their places in the batch: a copy
-        of all pixels took a tenth of the time.
+        Where the sample sizes follow from the image sizes, images are resized straight into the batch's memory; a
+        copy of all pixels took a tenth of the time.
         """
         if self.pasted_from is not None or not isinstance(self.resize, (Resize, RandomResize)):
             return [self[key] for key in keys]
@@ -165,10 +165,10 @@ class DetectionDataset(Dataset[Sample]):
     def _named(
         self, row: int, view: Callable[[], tuple[NDArray[np.uint8], Target]]
     ) -> tuple[NDArray[np.uint8], Target]:
-        """Returns ``view`` of ``row``; its errors name the image.
+        """Returns ``view(row)``; errors name the image.
 
         Raises:
-            ImageError: the file can't be read or is of another size than annotated, or can't be augmented or resized.
+            ImageError: the image can't be read, is not of its annotated size, or can't be augmented or resized.
         """
         try:
             return view()
@@ -178,7 +178,7 @@ class DetectionDataset(Dataset[Sample]):
             raise ImageError(f"image {self.index.paths[self._image_row(row)]}: {error}") from error
 
     def _unresized(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
-        """Returns the image (H, W, 3) of ``row`` and its target, augmented; proposals are rows of the target."""
+        """Returns the augmented image (H, W, 3) of ``row`` and its target, which holds proposals as further rows."""
         image_row = self._image_row(row)
         image = self.index.image(image_row)
         target = self.index.target(image_row, fields=self.fields, label_maps=self.label_maps)
@@ -195,7 +195,7 @@ class DetectionDataset(Dataset[Sample]):
     def _paste(
         self, image: NDArray[np.uint8], target: Target, rows: Tensor, seed: tuple[int, int]
     ) -> tuple[NDArray[np.uint8], Target]:
-        """Returns ``image`` and ``target``, perhaps with objects of one of the images ``rows`` (R,) over it."""
+        """Returns ``image`` and ``target``, at random with objects of one of the images ``rows`` (R,) pasted over."""
         chance = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
         if chance.random() >= self.copy_paste or not len(rows):
             return image, target
@@ -205,7 +205,7 @@ class DetectionDataset(Dataset[Sample]):
 
 
 def _with_proposals(target: Target, proposals: Proposals) -> Target:
-    """Adds the proposals as rows of label -1, so that they follow the pixels like objects."""
+    """Appends the proposals as rows with label -1, so that they are transformed like objects."""
     count = len(proposals)
     return target.joined(
         Target(
@@ -217,7 +217,7 @@ def _with_proposals(target: Target, proposals: Proposals) -> Target:
 
 
 def _without_proposals(target: Target) -> tuple[Target, Proposals]:
-    """Splits objects from proposals, best first; training ignores scores, so they are ranks."""
+    """Splits objects from proposals, best first; the scores are ranks only, as training ignores them."""
     boxes = target.boxes[target.labels < 0]
     return target[target.labels >= 0], Proposals(boxes=boxes, scores=-torch.arange(len(boxes)).float())
 

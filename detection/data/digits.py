@@ -1,10 +1,10 @@
-"""A small detection data set made on the spot: handwritten digits pasted on crops of photographs.
+"""Generates a small detection data set: handwritten digits pasted on crops of photographs.
 
-Everything comes with scikit-learn, so it needs no network.  Digits of the train and the test images are disjoint; both
-use crops of the same two photographs.  Objects have masks and, in COCO's layout, four keypoints; each image has a label
-image too, the class of every pixel, and segments, of which the rest of the image is the stuff that the photograph
-shows.  What an image shows depends on the seed, its split and its index only, so asking for more images leaves the
-first ones as they were.
+Digits and photographs come with scikit-learn, so no network is needed.  Train and test images share no digits, but use
+crops of the same two photographs.  Objects have masks and, in COCO's layout, four keypoints.  Each image also has a
+label image, which gives the class of every pixel, and panoptic segments: the digits, and the rest of the photograph as
+stuff.  An image depends only on the seed, its split and its number, so generating more images leaves the first ones
+unchanged.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from detection.segments import Segment, Segments
 __all__ = ["CLASSES", "KEYPOINTS", "STUFF", "DigitSource", "Scene", "draw_scene", "load_sources", "write_digits"]
 
 CLASSES = tuple("0123456789")
-# Ends of the ink of a digit, which stays as it was written: no picture is a mirror image.
+# Ends of a digit's ink. Digits are never flipped.
 KEYPOINTS = ("top", "bottom", "left_end", "right_end")
 STUFF = ("building", "flower")  # of scikit-learn's two photographs
-MARKER = ".made_by_make_digits"  # a folder without this file is somebody else's and stays as it is
+MARKER = ".made_by_make_digits"  # a folder without this file was made by somebody else and is not touched
 
 CATEGORY_IDS = range(1, len(CLASSES) + len(STUFF) + 1)  # COCO counts from 1
 
 _SIDE = (128, 192)  # pixels of an image side
-_COUNT = (2, 6)  # digits of an image
-_SCALE = (28, 62)  # pixels that the 8 cells of a digit take
+_COUNT = (2, 6)  # digits per image
+_SCALE = (28, 62)  # side in pixels to which a digit's 8 cells are scaled
 _ANGLE = 15.0  # degrees, either way
 _MAX_OVERLAP = 0.08  # intersection of two boxes over the smaller one
 _TRAIN_SHARE = 0.8  # of scikit-learn's 1,797 digits; they are sorted by writer, so few writers are in both splits
 _END = 0.1  # of a digit's height or width
-_SHARPEN = [min(max(round(127.5 + (value - 115) * 4), 0), 255) for value in range(256)]  # smooth ink to firm edges
+_SHARPEN = [min(max(round(127.5 + (value - 115) * 4), 0), 255) for value in range(256)]  # firm edges
 
 
 @dataclass(frozen=True, slots=True)
 class DigitSource:
-    """The sources of the images of one split."""
+    """The digits of one split, and the photographs."""
 
     digits: NDArray[np.uint8]  # (M, 8, 8), ink is 255
     labels: NDArray[np.int64]  # (M,) 0..9
@@ -73,12 +73,12 @@ class Scene:
 
     @property
     def label_map(self) -> NDArray[np.uint8]:
-        """(H, W) 0 for the background, and the digit and 1 for its visible pixels."""
+        """(H, W): 0 for the background, digit + 1 for its visible pixels."""
         return np.array([0, *(label + 1 for label in self.labels)], np.uint8)[self.objects]
 
     @property
     def segments(self) -> Segments:
-        """Each digit, numbered as in ``objects``, and the stuff of the photograph."""
+        """The digits, numbered as in ``objects``, and the photograph as stuff."""
         count = len(self.labels)
         found = [Segment(number, label) for number, label in enumerate(self.labels, start=1)]
         stuff = Segment(count + 1, len(CLASSES) + self.stuff)
@@ -91,12 +91,12 @@ class Scene:
 
     @property
     def keypoints(self) -> NDArray[np.float64]:
-        """(N, 4, 2) x, y of ``KEYPOINTS``, in COCO's pixels that count from 0, to a tenth."""
+        """(N, 4, 2) x, y of ``KEYPOINTS`` in COCO's 0-based pixels, rounded to a tenth."""
         return np.array([_ends(mask) for mask in self.masks], dtype=np.float64).reshape(-1, len(KEYPOINTS), 2)
 
 
 def load_sources() -> tuple[DigitSource, DigitSource]:
-    """Returns the sources of the train and of the test images.
+    """Returns the sources of the train images and of the test images.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -114,7 +114,7 @@ def load_sources() -> tuple[DigitSource, DigitSource]:
 
 
 def draw_scene(source: DigitSource, rng: np.random.Generator) -> Scene:
-    """Returns a photograph's crop with up to six digits on it; their boxes lie inside and hardly overlap."""
+    """Returns a crop of a photograph with up to six digits, whose boxes lie inside the crop and hardly overlap."""
     height, width = (int(side) for side in rng.integers(_SIDE[0], _SIDE[1] + 1, size=2))
     pixels, photo = _background(source, (height, width), rng)
     objects = np.zeros((height, width), np.uint8)
@@ -134,7 +134,7 @@ def draw_scene(source: DigitSource, rng: np.random.Generator) -> Scene:
 def _background(
     source: DigitSource, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[NDArray[np.floating], int]:
-    """Returns (H, W, 3) a crop of one of the photographs, shrunk up to two times; and which one it is."""
+    """Returns a crop (H, W, 3) of a photograph, shrunk by a factor of up to two, and the photograph's number."""
     height, width = size
     number = int(rng.integers(len(source.photos)))
     photo = source.photos[number]
@@ -148,7 +148,7 @@ def _background(
 def _place(
     digit: NDArray[np.uint8], size: tuple[int, int], taken: list[NDArray[np.int64]], rng: np.random.Generator
 ) -> NDArray[np.uint8] | None:
-    """Returns (H, W) the ink of ``digit`` (8, 8) at a free place of the image, or None after fifty misses."""
+    """Returns the ink (H, W) of ``digit`` (8, 8) at a free place of the image, or None after fifty failed tries."""
     height, width = size
     for _ in range(50):
         glyph = _turn_and_scale(digit, rng)
@@ -163,7 +163,7 @@ def _place(
 
 
 def _turn_and_scale(digit: NDArray[np.uint8], rng: np.random.Generator) -> Image.Image:
-    """Returns the ink of ``digit``, large enough to see, with sharp but smooth edges."""
+    """Returns the ink of ``digit``, randomly turned and scaled, with sharp but smooth edges."""
     padded = Image.fromarray(np.pad(digit, 1))  # strokes touch the border of their 8x8 cells
     side = round(rng.uniform(*_SCALE) * padded.width / 8)
     glyph = padded.resize((side, side), Image.Resampling.BICUBIC)
@@ -172,7 +172,7 @@ def _turn_and_scale(digit: NDArray[np.uint8], rng: np.random.Generator) -> Image
 
 
 def _paint(pixels: NDArray[np.floating], layer: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.floating]:
-    """Returns ``pixels`` (H, W, 3) with the ink of ``layer`` (H, W): bright in a dark halo, or dark in a bright one."""
+    """Returns ``pixels`` (H, W, 3) with the ink of ``layer`` (H, W), bright in a dark halo or the reverse."""
     hue, bright = rng.uniform(), rng.uniform() < 0.6
     ink = colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.5), 1.0) if bright else colorsys.hsv_to_rgb(hue, 0.9, 0.3)
     halo = colorsys.hsv_to_rgb(hue, 0.5, 0.12) if bright else colorsys.hsv_to_rgb(hue, 0.12, 1.0)
@@ -183,7 +183,7 @@ def _paint(pixels: NDArray[np.floating], layer: NDArray[np.uint8], rng: np.rando
 
 
 def _extent(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Returns (4,) the tight box of a mask (H, W) that is not empty."""
+    """Returns the tight box (4,) of a non-empty mask (H, W)."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
@@ -205,14 +205,14 @@ def _ends(mask: NDArray[np.bool_]) -> list[tuple[float, float]]:
 
 
 def _overlap(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-    """Returns intersection of two boxes (4,) over the area of the smaller one, 0..1."""
+    """Returns the intersection of two boxes (4,) over the area of the smaller one, 0..1."""
     sides = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
     smaller = min(np.prod(first[2:] - first[:2]), np.prod(second[2:] - second[:2]))
     return float(np.prod(sides.clip(min=0)) / smaller)
 
 
 def write_digits(root: Path, *, num_train: int = 600, num_test: int = 100, seed: int = 0) -> Path:
-    """Returns the folder ``root``/digits, made anew: the same images in VOC layout (voc/) and in COCO layout (coco/).
+    """Writes the data set to ``root``/digits, in VOC layout (voc/) and in COCO layout (coco/), and returns the folder.
 
     Raises:
         ValueError: the folder exists and was not made here, or a count is negative.
@@ -222,7 +222,7 @@ def write_digits(root: Path, *, num_train: int = 600, num_test: int = 100, seed:
         raise ValueError(f"counts and seed must not be negative, got {num_train}, {num_test} and {seed}")
     target = (root / "digits").resolve()
     if target.exists() and not (target / MARKER).is_file():
-        raise ValueError(f"{target} was not made by resdet digits and stays as it is; move it or pass another --root")
+        raise ValueError(f"{target} was not made by resdet digits and was not changed; move it or pass another --root")
     target.parent.mkdir(parents=True, exist_ok=True)
     train, test = load_sources()
     # A sibling folder shares the file system, so that the finished folder takes its place in one step.
@@ -298,14 +298,14 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
 
 
 def _palette_image(objects: NDArray[np.uint8]) -> Image.Image:
-    """Returns numbers (H, W) of objects or classes as an image with VOC's colours."""
+    """Returns object or class numbers (H, W) as a palette image with VOC's colours."""
     image = Image.fromarray(objects)
     image.putpalette(color_map().tobytes())
     return image
 
 
 def _voc_xml(scene: Scene, file_name: str) -> bytes:
-    """Returns one annotation file; its boxes are 1-based and hold their last pixel."""
+    """Returns one annotation file; its boxes are 1-based and include their last pixel."""
     height, width = scene.objects.shape
     root = ElementTree.Element("annotation")
     _add(root, folder="voc", filename=file_name, segmented=1)
@@ -326,7 +326,7 @@ def _add(parent: ElementTree.Element, **children: object) -> None:
 def _coco_annotations(scene: Scene, image_id: int, first_id: int) -> Iterator[dict[str, object]]:
     rows = zip(scene.labels, scene.boxes.tolist(), scene.masks, scene.keypoints.tolist(), strict=True)
     for annotation_id, (label, (x1, y1, x2, y2), mask, ends) in enumerate(rows, start=first_id):
-        rle: Any = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))  # its stubs take the bytes for text
+        rle: Any = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))  # its stubs declare the bytes as text
         yield {
             "id": annotation_id,
             "image_id": image_id,

@@ -1,8 +1,9 @@
-"""Archives of data sets: fetched with resume and checksum, unpacked only when every member stays in the folder.
+"""Downloads archives of data sets, with resume and checksum, and unpacks them safely.
 
-Nothing here trusts the server or the archive.  A server that drips, sends more than it says or a page in place of a
-file, or leads elsewhere, is left.  A download keeps its unfinished bytes in ``NAME.part`` and gets its
-final name only once its length and checksum are right.  An archive is checked as a whole before anything is written.
+Neither the server nor the archive is trusted.  A server that is too slow, sends more than it declared, sends a web page
+in place of the file or redirects to another host is refused.  An unfinished download is kept in ``NAME.part``; the file
+gets its final name only once length and checksum are right.  Every member of an archive is checked before the first is
+written, and none may lie or point outside the folder.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from detection.data.cards import Card
 
 __all__ = ["Archive", "Download", "Progress", "fetch", "read_downloads", "unpack"]
 
-Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where the server tells
+Progress = Callable[[int, int | None], None]  # bytes so far, total bytes or None if unknown
 
 _CHUNK = 1 << 20  # bytes of one read
 _TIMEOUT = 60.0  # seconds without a byte before a connection counts as dropped
-_SLOWEST = 1024  # bytes per second, over _TIMEOUT: fewer count as dropped too
-_UNDECLARED = 16 << 30  # bytes of a file whose length the server does not say
+_SLOWEST = 1024  # bytes per second, averaged over _TIMEOUT; a slower connection counts as dropped
+_UNDECLARED = 16 << 30  # limit in bytes for a file whose length the server does not declare
 _PAGE = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 _DROPPED = (URLError, ConnectionError, TimeoutError, HTTPException, ssl.SSLError)
 
-# What tarfile and zipfile raise for damaged files: RuntimeError for a password or an unknown compression.
+# Errors of tarfile and zipfile for damaged files; RuntimeError is for a password or an unknown compression.
 _DAMAGED = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -109,21 +110,21 @@ def read_downloads(card: Card) -> list[Download]:
 def fetch(
     archive: Archive, folder: Path, *, progress: Progress | None = None, attempts: int = 5, wait: float = 1.0
 ) -> Path:
-    """Returns the archive's path in ``folder``, downloaded unless it is already there with the right checksum.
+    """Downloads the archive to ``folder``, unless it is there with the right checksum, and returns its path.
 
-    An interrupted download goes on where it stopped, within this call and in later ones.
+    An interrupted download resumes where it stopped, within this call and in later ones.
 
     Args:
         archive: what to download.
-        folder: made when missing.
+        folder: target folder, created if missing.
         progress: called after each chunk.
-        attempts: connections tried before giving up.
-        wait: seconds before the second attempt; doubles from one to the next.
+        attempts: number of connections before giving up.
+        wait: seconds before the second attempt; doubles with each further one.
 
     Raises:
-        ValueError: the server refuses the url, sends a page or leads to a host that the card does not name, the disk is
-            too small, or the bytes do not have the checksum.
-        ConnectionError: the connection dropped or dripped in each attempt; what came so far is kept.
+        ValueError: the server refuses the url, sends a web page or redirects to a host that the card does not name, the
+            disk is too small, or the checksum is wrong.
+        ConnectionError: every attempt was dropped or too slow; the bytes received so far are kept.
     """
     path, part = folder / archive.name, folder / f"{archive.name}.part"
     if path.is_file() and archive.md5 in (None, _md5(path)):
@@ -145,14 +146,14 @@ def fetch(
         raise ConnectionError(
             f"{archive.url}: gave up after {attempts} attempt{'s' * (attempts > 1)} with {size} bytes in {part} "
             f"({reason}); "
-            "run the same command again to go on from there"
+            "run the same command again to resume"
         )
     _check_md5(archive, part)
     return part.replace(path)
 
 
 def _transfer(url: str, part: Path, progress: Progress) -> bool:
-    """Adds to ``part`` what one connection gives; True when the file is complete."""
+    """Appends the bytes of one connection to ``part``; returns true if the file is complete."""
     offset = part.stat().st_size if part.exists() else 0
     try:
         response = _open(_request(url, offset))
@@ -160,7 +161,7 @@ def _transfer(url: str, part: Path, progress: Progress) -> bool:
         with error:
             if error.code == 416 and offset:
                 return _settle_unsatisfied_range(error.headers.get("Content-Range"), part, offset)
-            if error.code >= 500 or error.code in (408, 429):  # the server's trouble, which may pass
+            if error.code >= 500 or error.code in (408, 429):  # a fault of the server that may be temporary
                 raise
             raise ValueError(
                 f"{url}: the server answered {error.code} {error.reason}; "
@@ -188,7 +189,7 @@ def _transfer(url: str, part: Path, progress: Progress) -> bool:
 
 
 def _open(request: Request) -> HTTPResponse:
-    """Returns the answer's head, within _TIMEOUT however slowly its letters come."""
+    """Returns the response once its headers are read; _TIMEOUT covers all of them, however slowly they arrive."""
     answers, errors = list[HTTPResponse](), list[Exception]()
 
     def ask() -> None:
@@ -197,7 +198,7 @@ def _open(request: Request) -> HTTPResponse:
         except Exception as error:  # noqa: BLE001  # raised again where it is waited for
             errors.append(error)
 
-    thread = threading.Thread(target=ask, daemon=True)  # left behind where the server drips
+    thread = threading.Thread(target=ask, daemon=True)  # abandoned if the server is too slow
     thread.start()
     thread.join(_TIMEOUT)
     if errors:
@@ -208,7 +209,7 @@ def _open(request: Request) -> HTTPResponse:
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Follows to the same host, and from https to https: to no file, no other protocol, no host unchecked."""
+    """Follows redirects from https to https, and from http within the same host; any other raises ValueError."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -218,7 +219,7 @@ class _Redirects(HTTPRedirectHandler):
         if not secure or (old.scheme == "http" and new.hostname != old.hostname):
             fp.close()
             raise ValueError(
-                f"{req.full_url}: the server leads to {newurl}, which is another host or protocol; nothing was taken. "
+                f"{req.full_url}: the server redirects to {newurl}, another host or protocol; nothing was downloaded. "
                 "If that is the file's new address, put it into the card"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -228,7 +229,7 @@ def _limit(url: str, part: Path, start: int, total: int | None) -> int:
     """Returns the most bytes that the file may have.
 
     Raises:
-        ValueError: the disk has too little space for what the server says.
+        ValueError: the disk has less space than the declared length.
     """
     free = start + _free_bytes(part.parent)
     if total is not None and total > free:
@@ -237,13 +238,13 @@ def _limit(url: str, part: Path, start: int, total: int | None) -> int:
 
 
 def _chunks(response: HTTPResponse) -> Iterator[bytes]:
-    """Yields bytes as they come.
+    """Yields bytes as they arrive.
 
     Raises:
         TimeoutError: fewer than _SLOWEST bytes per second in _TIMEOUT.
     """
     since, came = time.monotonic(), 0
-    while chunk := response.read1(_CHUNK):  # read1 hands over what came before a connection broke
+    while chunk := response.read1(_CHUNK):  # read1 returns the bytes received before a connection broke
         yield chunk
         came += len(chunk)
         if (seconds := time.monotonic() - since) > _TIMEOUT:
@@ -257,18 +258,18 @@ def _request(url: str, offset: int) -> Request:
 
 
 def _range_of(response: HTTPResponse) -> tuple[int, int | None]:
-    """Returns the first byte that ``response`` carries, and the length of the whole file where it is told."""
+    """Returns the position of the first byte of ``response``, and the length of the whole file if declared."""
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if match is None:
             raise ConnectionError(f"a partial answer with Content-Range {response.headers.get('Content-Range')!r}")
         return int(match[1]), None if match[2] == "*" else int(match[2])
-    length = response.headers.get("Content-Length")  # a server without ranges: the whole file once more
+    length = response.headers.get("Content-Length")  # a server without range requests sends the whole file again
     return 0, None if length is None else int(length)
 
 
 def _settle_unsatisfied_range(content_range: str | None, part: Path, offset: int) -> bool:
-    """Returns true when ``part`` already holds the whole file; otherwise it belongs to another file and goes."""
+    """Returns true if ``part`` already holds the whole file; otherwise deletes it, as it belongs to another file."""
     if content_range == f"bytes */{offset}":
         return True
     part.unlink()
@@ -291,19 +292,19 @@ def _md5(path: Path) -> str:
 
 
 def _ignore(done: int, total: int | None) -> None:
-    """Takes the progress that nobody watches."""
+    """Ignores progress."""
 
 
 def unpack(archive_path: Path, folder: Path) -> None:
-    """Writes the members of a tar (plain or compressed) or zip file below ``folder``.
+    """Unpacks a tar (plain or compressed) or zip file below ``folder``.
 
     Raises:
-        ValueError: the file is no archive, or one of its members would land or point outside ``folder`` or is neither
-            file, folder nor link, or they need more space than the disk has: nothing was written then; or it is damaged
-            or can't be written, which may show late.
+        ValueError: the file is no archive; a member would lie or point outside ``folder``, or is neither file, folder
+            nor link; or the disk has too little space.  Nothing is written in these cases.  Also if the archive is
+            damaged or can't be written, which may be noticed after some members were written.
     """
     try:
-        # A tar file may end in a stored zip file, which then looks like a zip file as well: ask for tar first.
+        # A tar file whose last member is an uncompressed zip file also passes as a zip file, so tar is tried first.
         if not archive_path.is_file():
             raise _RefusedError(f"no archive {archive_path}")
         if tarfile.is_tarfile(archive_path):
@@ -341,7 +342,7 @@ def _unpack_tar(archive_path: Path, folder: Path) -> None:
 
 
 def _tar_members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
-    """Lists all members; tarfile takes a damaged header for the end, and loops for ever on a negative size."""
+    """Lists all members and checks headers: tarfile takes a damaged one for the end, and hangs on a negative size."""
     members: list[tarfile.TarInfo] = []
     for member in tar:
         if member.size < 0 or (members and member.offset <= members[-1].offset):
@@ -362,12 +363,12 @@ def _unpack_zip(archive_path: Path, folder: Path) -> None:
 
 
 class _RefusedError(ValueError):
-    """Says all that a user needs of an archive that is not unpacked."""
+    """An archive that is not unpacked; the message is complete for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """The facts that decide whether a member of an archive is safe to write."""
+    """The properties of an archive member that decide whether it is safe to write."""
 
     name: str
     size: int  # bytes when unpacked
@@ -387,8 +388,8 @@ def _from_tar(member: tarfile.TarInfo) -> _Member:
 
 
 def _from_zip(member: zipfile.ZipInfo) -> _Member:
-    mode = member.external_attr >> 16  # 0 where the archive was not made on Unix
-    # zipfile writes a symbolic link as a text file that holds its target: not what the archive means, so refused.
+    mode = member.external_attr >> 16  # 0 if the archive was not made on Unix
+    # Symbolic links are refused: zipfile would write them as text files that hold the target.
     return _Member(member.filename, member.file_size, plain=mode >> 12 == 0 or S_ISREG(mode) or S_ISDIR(mode))
 
 
@@ -410,7 +411,7 @@ def _check_members(archive_path: Path, members: Sequence[_Member], folder: Path)
 
 
 def _problem_of_place(path: Path, folder: Path, known: dict[Path, bool]) -> str | None:
-    """Returns why what lies at ``path``, or above it, must not be written to; ``known`` holds what was found."""
+    """Returns why an existing ``path``, or a folder above it, must not be written to; ``known`` caches answers."""
     if path.parent not in known:
         known[path.parent] = path.parent.resolve().is_relative_to(folder.resolve())
     if path != folder and not known[path.parent]:
@@ -429,14 +430,14 @@ def _free_bytes(folder: Path) -> int:
 
 
 def _problem_of_member(member: _Member, symlinks: set[str]) -> str | None:
-    """Returns why ``member`` must not be written, or None; ``symlinks`` are normal names of the archive's links."""
+    """Returns why ``member`` must not be written, or None; ``symlinks`` are the normalized names of symbolic links."""
     if problem := _problem_of_path(member.name, symlinks):
         return problem
     if member.symlink_to is not None:
         target = str(PurePosixPath(member.name).parent / member.symlink_to)
     elif member.hard_link_to is not None:
         target = member.hard_link_to
-        if _normal(target) in symlinks:  # the copy of a relative link points elsewhere
+        if _normal(target) in symlinks:  # a copied relative link points elsewhere
             return f"is a hard link to the symbolic link {target!r}"
     else:
         return None if member.plain else "is no file, folder or (in a tar file) link"
@@ -445,7 +446,7 @@ def _problem_of_member(member: _Member, symlinks: set[str]) -> str | None:
 
 
 def _problem_of_path(path: str, symlinks: set[str]) -> str | None:
-    """Returns why ``path`` may lead out of the folder it starts in, or None."""
+    """Returns why ``path`` may leave the folder it starts in, or None."""
     windows = PureWindowsPath(path)
     if windows.drive or windows.root:
         return "is absolute"
@@ -463,5 +464,5 @@ def _problem_of_path(path: str, symlinks: set[str]) -> str | None:
 
 
 def _normal(name: str) -> str:
-    """Returns the one spelling of ``name`` where systems ignore case."""
+    """Returns ``name`` in one spelling, for file systems that ignore case."""
     return os.path.normpath(PureWindowsPath(name).as_posix()).replace(os.sep, "/").casefold()

@@ -1,8 +1,8 @@
-"""Reads one image file as RGB pixels, or says what is wrong with it.
+"""Reads one image file as RGB pixels, or raises an error that names the fault.
 
-Policy: greyscale, palette and CMYK pictures become RGB; an orientation tag (EXIF, also of PNG, TIFF and WebP, or
-XMP) is applied (the card's ``exif: ignore`` takes the pixels as they are stored); a file that ends early or lost a
-stretch is an error, never a half-grey picture.
+Greyscale, palette and CMYK images become RGB.  An orientation tag (EXIF, also of PNG, TIFF and WebP, or XMP) is applied
+unless the card has ``exif: ignore``.  A file that ends early or lacks a stretch in the middle is an error, never a
+half-grey image.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from detection.files import require_file
 __all__ = ["FORMATS", "MAX_PIXELS", "UNREADABLE", "ImageError", "check_header", "image_size", "read_image", "to_rgb"]
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit; a header can claim any size
-# Those of photographs; of what else Pillow reads, EPS starts another program.
+# Formats of photographs only: among Pillow's others, EPS starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", BOUNDED_PPM, "TIFF", "WEBP", "JPEG2000")
-JPEGS = ("JPEG", "MPO")  # the second: several in one file, of which the first is read
+JPEGS = ("JPEG", "MPO")  # an MPO file holds several images, of which the first is read
 ENDS = {"JPEG": END, "PNG": b"IEND\xaeB`\x82"}  # the last bytes of a file
 
-# The tag of the orientation and, for each of its values, the quarter turns (counter-clockwise) and whether the picture
-# is mirrored left to right before them.
+# Orientation tag. For each value: the quarter turns (counter-clockwise), and whether the image is flipped left to right
+# before them.
 ORIENTATION, UPRIGHT = 0x0112, 1
 TURNS = {
     1: (0, False),
@@ -45,7 +45,7 @@ TURNS = {
 }
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 
-# What Pillow raises for files that are damaged or made to do harm.
+# Errors of Pillow for damaged or malicious files.
 UNREADABLE = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
@@ -68,7 +68,7 @@ class ImageError(ValueError):
     """An image that can't be used."""
 
     def __init__(self, message: str) -> None:
-        # A worker process hands its exception over with a traceback in front; only the message helps a user.
+        # A worker process puts a traceback in front of its exception's message; only the message helps a user.
         super().__init__(message.rpartition("ImageError: ")[2].strip())
 
 
@@ -80,11 +80,11 @@ def read_image(
     Args:
         path: the file.
         size: (height, width) that the annotation gives; None skips the check.
-        apply_exif: turn the picture as its EXIF tag says.
+        apply_exif: apply the orientation tag.
         thorough: also find progressive JPEGs that end early, which takes a second decoding.
 
     Raises:
-        ImageError: the file is missing, damaged or no image, or disagrees with ``size``.
+        ImageError: the file is missing, damaged or no image, or is not of the given ``size``.
     """
     try:
         require_file(path)
@@ -102,10 +102,10 @@ def read_image(
 
 
 def _plain_jpeg(data: JPEGData, *, thorough: bool) -> NDArray[np.uint8] | None:
-    """Returns the pixels of a JPEG with nothing but a picture, as nearly all are; None: Pillow is to look at the file.
+    """Returns the pixels of a JPEG without special segments, as nearly all are; None if Pillow has to read the file.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     if data.plain is None or not 0 < data.plain[0] * data.plain[1] <= MAX_PIXELS:
         return None
@@ -120,15 +120,15 @@ def _plain_jpeg(data: JPEGData, *, thorough: bool) -> NDArray[np.uint8] | None:
 def _read_by_pillow(
     stream: BinaryIO, data: JPEGData | None, *, apply_exif: bool, thorough: bool
 ) -> tuple[NDArray[np.uint8], tuple[int, int], int]:
-    """Returns pixels, (height, width) as stored, and the value of the orientation tag; ``data`` is that of a JPEG."""
-    # Given a path, Pillow maps some TIFFs into memory, and there garbles those that it turns.
+    """Returns pixels, stored (height, width) and the value of the orientation tag; ``data`` is given for JPEGs."""
+    # A stream rather than a path: Pillow maps some TIFFs into memory, and then garbles those that it turns.
     with Image.open(stream, formats=FORMATS) as image:
         stored, orientation = _frame(image)
         if data is not None and image.format in JPEGS:
             pixels = _read_jpeg(data, image, thorough=thorough)
         else:
             pixels = to_rgb(image)
-        if image.format == "TIFF":  # which Pillow has turned
+        if image.format == "TIFF":  # Pillow has turned it already
             pixels = pixels if apply_exif else _turned(pixels, orientation, back=True)
         elif apply_exif:
             pixels = _turned(pixels, orientation)
@@ -136,7 +136,7 @@ def _read_by_pillow(
 
 
 def image_size(path: str | Path, *, apply_exif: bool = True) -> tuple[int, int]:
-    """Returns (height, width) of what ``read_image`` gives, from the header alone.
+    """Returns the (height, width) of ``read_image``'s result from the header alone.
 
     Raises:
         ImageError: the file is missing or no image.
@@ -150,9 +150,9 @@ def image_size(path: str | Path, *, apply_exif: bool = True) -> tuple[int, int]:
 
 
 def check_header(path: str | Path, *, size: tuple[int, int], apply_exif: bool) -> None:
-    """Raises what ``read_image`` raises for most unusable files, from their first and last bytes.
+    """Raises ``read_image``'s error for most unusable files, checking only their first and last bytes.
 
-    Only files whose last bytes are not those of their format are decoded.
+    A file is decoded only if it does not end as its format requires.
     """
     try:
         require_file(Path(path))
@@ -169,12 +169,12 @@ def check_header(path: str | Path, *, size: tuple[int, int], apply_exif: bool) -
 
 
 def _frame(image: Image.Image) -> tuple[tuple[int, int], int]:
-    """Returns (height, width) as stored and the value of the orientation tag, of an image that is not decoded yet."""
+    """Returns the stored (height, width) and the value of the orientation tag of an image that is not decoded yet."""
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"it claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+        raise ValueError(f"its header declares {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
     orientation = image.getexif().get(ORIENTATION)
     stored = image.height, image.width
-    if image.format == "TIFF":  # for which Pillow gives the turned size
+    if image.format == "TIFF":  # Pillow gives the turned size
         tags = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]  # only TIFFs have it
         stored = tags[TIFF_HEIGHT], tags[TIFF_WIDTH]
     return stored, orientation if orientation in TURNS else UPRIGHT
@@ -195,9 +195,9 @@ def _turned(pixels: NDArray[np.uint8], orientation: int, *, back: bool = False) 
 
 
 def _read_jpeg(data: JPEGData, image: Image.Image, *, thorough: bool) -> NDArray[np.uint8]:
-    """Returns pixels as stored, also of a file that lacks only its end marker."""
+    """Returns the stored pixels, also if the file lacks only its end marker."""
     if data.ended:
-        # Of data that end early OpenCV would print a warning.
+        # OpenCV prints a warning about data that end early, so it gets none.
         pixels = _decoded_by_opencv(data.content) if image.mode in ("L", "RGB") else None
         pixels = to_rgb(image) if pixels is None else pixels
     else:
@@ -210,16 +210,16 @@ def _read_jpeg(data: JPEGData, image: Image.Image, *, thorough: bool) -> NDArray
 
 
 def _decoded_by_opencv(content: bytes) -> NDArray[np.uint8] | None:
-    """Returns pixels as stored, equal to Pillow's in four fifths of its time; None if OpenCV can't read them."""
+    """Returns the stored pixels, equal to Pillow's in four fifths of its time; None if OpenCV can't read them."""
     pixels = cv2.imdecode(np.frombuffer(content + END, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return None if pixels is None else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels), dtype=np.uint8)
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Returns the pixels (H, W, 3) of an image of any mode.
+    """Returns the RGB pixels (H, W, 3) of an image of any mode.
 
     Raises:
-        ValueError: they are 32-bit numbers.
+        ValueError: the pixels are 32-bit numbers.
     """
     if image.mode.startswith("I;16"):  # Pillow would clip 16-bit greys at 255
         return np.repeat(_grey(np.asarray(image))[:, :, None], 3, axis=2)
@@ -231,13 +231,13 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _grey(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """Returns 8 bits of each value; cameras with 12 bits put them into the lower ones of 16."""
+    """Returns 8 bits of each value; 12-bit cameras use the lower bits of 16."""
     bits = 12 if values.max(initial=0) < 1 << 12 else 16
     return (values >> (bits - 8)).astype(np.uint8)
 
 
 def _unreadable(path: str | Path, error: Exception) -> ImageError:
-    if isinstance(error, UnidentifiedImageError):  # which names the stream
+    if isinstance(error, UnidentifiedImageError):  # its message names the stream
         known = ", ".join(name.removeprefix("BOUNDED_") for name in FORMATS)
         return ImageError(f"image {path} can't be read: it is no image, or of another format than {known}")
     return ImageError(f"image {path} can't be read: {str(error) or type(error).__name__}")

@@ -31,35 +31,35 @@ __all__ = ["AnnotationIndex", "index_digest"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnotationIndex:
-    """Images and objects of one or several data sets with the same classes.
+    """The images and objects of one or several data sets with the same classes.
 
     Boxes are in pixels of the stored image, width = x2 - x1; labels are 0..K-1.
     """
 
     class_names: tuple[str, ...]  # K
-    category_ids: tuple[int, ...]  # (K,) the ids of the data set's own files, for result files
+    category_ids: tuple[int, ...]  # (K,) category ids of the data set's files, for result files
     paths: PackedStrings  # (N,) image files
     image_ids: Tensor  # (N,) int64, unique
     sizes: Tensor  # (N, 2) int32 height, width
-    apply_exif: Tensor  # (N,) bool: whether the image is turned as its EXIF tag says
+    apply_exif: Tensor  # (N,) bool: whether the orientation tag is applied
     ends: Tensor  # (N,) int64: image i owns the objects ends[i - 1] .. ends[i]
     boxes: Tensor  # (M, 4) float32
     labels: Tensor  # (M,) int64
     ignore: Tensor  # (M,) bool
-    areas: Tensor  # (M,) float32, square pixels: of the mask where the files give it
+    areas: Tensor  # (M,) float32, square pixels; mask areas where the files give them
     fields: Mapping[str, PackedStrings] = field(default_factory=dict)  # (M,) each, as packed by FIELDS; what was read
     keypoints: KeypointSpec | None = None  # of the objects, where they were read
     label_maps: LabelMaps | None = None  # of the images, where the data set has them
-    # (U, 2) int64 image, label: what a challenge does not judge, neither objects nor detections
+    # (U, 2) int64 image, label: classes that a challenge does not evaluate on an image
     unjudged: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
-    has_ground_truth: bool = True  # False: of a part of the images the objects are unknown, as of challenges' test sets
+    has_ground_truth: bool = True  # False: some images have no annotations, as in test sets of challenges
 
     def __len__(self) -> int:
         return len(self.ends)
 
     @property
     def operations(self) -> dict[str, Field]:
-        """Returns the table of fields with what the data set says of them."""
+        """Returns the table of fields, with the data set's own keypoints."""
         return fields_of(self.keypoints)
 
     def objects(self, row: int) -> slice:
@@ -67,21 +67,21 @@ class AnnotationIndex:
         return slice(*span(self.ends, row))
 
     def image(self, row: int) -> NDArray[np.uint8]:
-        """Returns pixels (H, W, 3) of image ``row``, RGB, as ``read_image`` gives them.
+        """Returns the RGB pixels (H, W, 3) of image ``row``.
 
         Raises:
-            ImageError: the file can't be read or is of another size than its annotation says.
+            ImageError: the file can't be read, or is not of its annotated size.
         """
         return read_image(self.paths[row], size=self._size(row), apply_exif=bool(self.apply_exif[row]))
 
     def target(self, row: int, *, fields: Collection[str] = (), label_maps: bool = False) -> Target:
-        """Returns the objects of image ``row`` in pixels of the stored image, with the ``fields`` that are asked for.
+        """Returns the objects of image ``row`` with the given ``fields``, in pixels of the stored image.
 
-        With ``label_maps`` it has the image's label map.
+        With ``label_maps`` the target also has the image's label map.
 
         Raises:
             ValueError: one of ``fields`` was not read, or the data set has no label maps.
-            ImageError: a label image can't be read or does not fit.
+            ImageError: a label image can't be read or does not fit the image.
         """
         self.require(fields, label_maps=label_maps)
         rows, size = self.objects(row), self._size(row)
@@ -94,19 +94,20 @@ class AnnotationIndex:
         )
 
     def stored(self, name: str, row: int) -> Any:
-        """Returns the field ``name`` of image ``row`` as records hold it, in pixels of the stored image.
+        """Returns the field ``name`` of image ``row`` in the form of records, in pixels of the stored image.
 
-        None if it was not read; without any object there was nothing to read, so no image lacks it.
+        Returns None if the field was not read.  A data set without objects has every field, as there was nothing to
+        read.
         """
         if name not in self.fields:
             return None if len(self.boxes) else self.operations[name].unpack([], self._size(row))
         return self._unpacked(name, row)
 
     def require(self, fields: Collection[str], *, label_maps: bool = False) -> None:
-        """Raises unless the ``fields``, and on request ``label_maps``, were read.
+        """Checks that the ``fields``, and on request ``label_maps``, were read.
 
         Raises:
-            ValueError: one was not; the message says what the data set's files need.
+            ValueError: one was not read; the message says what the data set's files need.
         """
         if label_maps and self.label_maps is None:
             raise ValueError(LACKING)
@@ -148,7 +149,7 @@ class AnnotationIndex:
         )
 
     def take(self, rows: Tensor) -> AnnotationIndex:
-        """Returns the images ``rows`` (R,) int64, each of them once at most, with their objects."""
+        """Returns the images ``rows`` (R,) int64, each at most once, with their objects."""
         rows = rows.to(torch.int64)
         counts = torch.diff(self.ends, prepend=self.ends.new_zeros(1))
         starts, wanted = (self.ends - counts)[rows], counts[rows]
@@ -174,7 +175,7 @@ class AnnotationIndex:
         )
 
     def without_objects(self) -> AnnotationIndex:
-        """Returns the images with their label maps alone, whose classes are then those of the data set."""
+        """Returns the images with their label maps only; the classes become those of the label maps."""
         assert self.label_maps is not None
         names, nothing = self.label_maps.class_names, slice(0, 0)
         return replace(
@@ -191,23 +192,23 @@ class AnnotationIndex:
         )
 
     def unjudged_labels(self, row: int) -> Tensor:
-        """Returns the labels (L,) that are not judged on image ``row``."""
+        """Returns the labels (L,) that are not evaluated on image ``row``."""
         return self.unjudged[self.unjudged[:, 0] == row, 1]
 
     def num_wanted(self) -> Tensor:
-        """Returns how many objects (N,) each image has that are not ignored."""
+        """Returns the number (N,) of objects of each image that are not ignored."""
         counted = torch.cat([torch.zeros(1, dtype=torch.int64), (~self.ignore).cumsum(0)])
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.ends[:-1]])
         return counted[self.ends] - counted[starts]
 
     @classmethod
     def concatenate(cls, parts: Sequence[AnnotationIndex]) -> AnnotationIndex:
-        """Returns all images of ``parts``; image ids that occur twice are replaced by 1..N.
+        """Returns all images of ``parts``; if image ids collide, they are replaced by 1..N.
 
-        A field that only some parts have is unknown for the objects of the others.
+        If only some parts have a field, its values are unknown for the objects of the others.
 
         Raises:
-            ValueError: no parts, or parts with different classes or keypoints.
+            ValueError: there are no parts, or their classes or keypoints differ.
         """
         if not parts:
             raise ValueError("no data set given")
@@ -254,9 +255,9 @@ class AnnotationIndex:
 
 
 def index_digest(index: AnnotationIndex) -> str:
-    """Returns the SHA-256, hexadecimal, of classes, image file names, objects, and label maps by file names and values.
+    """Returns the hexadecimal SHA-256 of classes, image file names, objects, and label maps (file names and values).
 
-    Neither pixels, nor folders, nor ids of images and categories count: a data set that moved has the same.
+    Pixels, folders and ids of images and categories do not count, so a data set that moved keeps its digest.
     """
     names = [Path(path).name for path in index.paths]
     objects = [index.sizes, index.ends, index.boxes, index.labels, index.ignore]
@@ -265,7 +266,7 @@ def index_digest(index: AnnotationIndex) -> str:
 
 
 def _label_facts(maps: LabelMaps | None) -> list[Any]:
-    """Returns what the digest of a data set with label maps has more than that of one without."""
+    """Returns the facts that label maps add to the digest of a data set."""
     if maps is None:
         return []
     packed = [[part.characters, part.ends] for part in (maps.segments, maps.objects) if part is not None]
@@ -279,7 +280,7 @@ def _difference(one: AnnotationIndex, other: AnnotationIndex) -> list[str]:
 
 
 def _shared_keypoints(parts: Sequence[AnnotationIndex]) -> KeypointSpec | None:
-    """Returns the first keypoints among ``parts``; all must have the same names, if any."""
+    """Returns the keypoints of ``parts``, whose names must agree; None if no part has any."""
     known = [part.keypoints for part in parts if part.keypoints is not None]
     for other in known[1:]:
         if other.names != known[0].names:
@@ -298,7 +299,7 @@ def _concatenate_field(name: str, parts: Sequence[AnnotationIndex], keypoints: K
 
 
 def _unknown(operations: Field, index: AnnotationIndex) -> PackedStrings:
-    """Returns what objects have of a field that was not read."""
+    """Returns unknown values, for the objects of ``index``, of a field that was not read."""
     numbers = index.ends.diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
     images = zip(index.sizes.tolist(), numbers, strict=True)
     unknown = [[operations.unknown((height, width))] * number for (height, width), number in images]

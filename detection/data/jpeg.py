@@ -1,7 +1,7 @@
-"""Damage in JPEG files that decoders fill with grey, or with blocks that were never in the picture, without an error.
+"""Finds damage in JPEG files that decoders silently fill with grey, or with blocks that were never in the picture.
 
-libjpeg only warns of it, and Pillow does not pass its warnings on.  So the file is asked: bytes put behind data that
-end early are taken for the missing blocks and change pixels; behind complete data they are skipped.
+libjpeg only warns of such damage, and Pillow discards its warnings.  So the file is tested with additional bytes: after
+data that end early they are decoded as the missing blocks and change pixels; after complete data they are skipped.
 Source: ITU T.81, section B.1 (markers) and F.2.2 (decoding).
 """
 
@@ -22,22 +22,22 @@ __all__ = ["END", "START", "JPEGData"]
 END = b"\xff\xd9"  # the marker EOI
 SCAN, TABLES, PROGRESSIVE = 0xDA, 0xC4, (0xC2, 0xC6, 0xCA, 0xCE)
 START = b"\xff\xd8"  # the marker SOI
-# Segments that tell nothing but how to decode, or nothing at all: quantisation and Huffman tables, restart interval,
-# scan, comment, JFIF; of APP2 those that hold a colour profile, which is not used.
+# Segments without an orientation tag or a further picture: quantisation and Huffman tables, restart interval, scan,
+# comment, JFIF; of APP2 only colour profiles, which are not used.
 BITS, CHANNELS = 8, (1, 3)
 PLAIN, FRAMES, PROFILE = (0xDB, 0xC4, 0xDD, 0xDA, 0xFE, 0xE0), (0xC0, 0xC1, 0xC2), (0xE2, b"ICC_PROFILE\0")
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # 0 is a data byte of 255; D0 to D7 only restart the decoder
 
-# Two blocks and more of nothing but the shortest code; a disk that lost a sector leaves at least 512.
+# Zero bytes enough for two blocks of nothing but the shortest code; a lost disk sector leaves at least 512.
 ZEROS = bytes(64)
 
-# A block without data has only zeros for coefficients: luma 128.  Chroma of the block beside it can spread into it.
+# All coefficients of a block without data are zero: luma 128.  Chroma of the next block can spread into it.
 GREY, SPREAD = 128, 2
 LUMA = (0.299, 0.587, 0.114)
 
 
 def _probe() -> bytes:
-    """Returns data that some table of any file decodes to blocks, also where it waits for a certain restart marker."""
+    """Returns bytes that decode to blocks whatever the file's tables, and whatever restart marker it expects next."""
     noise = random.Random(0).randbytes(64).replace(b"\xff", b"\x7f")
     return noise + b"".join(bytes([0xFF, 0xD0 + number]) + noise for number in range(8))
 
@@ -50,13 +50,13 @@ class JPEGData:
     """The bytes of one JPEG file.
 
     Attributes:
-        content: of the first picture, without its end marker and what follows it.
-        start: where the data of its last scan begin.
+        content: bytes of the first picture, up to its end marker.
+        start: offset of the data of its last scan.
         ended: whether the file has the end marker.
         progressive: whether every scan refines the whole picture.
-        flat: whether a flat area can be zero bits, by the Huffman tables.
-        plain: (height, width) of an 8-bit grey or colour picture, if the file has no segment that may hold an
-            orientation tag or a further picture; else None.
+        flat: whether the Huffman tables can encode a flat area as zero bits.
+        plain: (height, width) of an 8-bit grey or colour picture; None if a segment may hold an orientation tag or a
+            further picture.
     """
 
     content: bytes
@@ -68,7 +68,7 @@ class JPEGData:
 
     @classmethod
     def parse(cls, data: bytes) -> JPEGData:
-        """Walks through the segments of a file; where they make no sense, decoders will say so."""
+        """Parses the segments of a file; errors in them are left to the decoders."""
         at, start, progressive, flat, plain, frames = 2, 0, False, True, data[:2] == START, list[tuple[int, int]]()
         while (marker := MARKER.search(data, at)) is not None:
             found, code = marker.start(), marker[0][1]
@@ -89,11 +89,11 @@ class JPEGData:
         return cls(data, start, False, progressive, flat)
 
     def damage(self, pixels: NDArray[np.uint8] | None) -> str:
-        """Names what is wrong with the picture data; empty if nothing is.
+        """Returns the fault of the picture data, or an empty string.
 
         Args:
-            pixels: (H, W, 3) or (H, W) as decoded, not turned.  If they show that the last block came out of the file,
-                a second decoding is saved; None: it is always done, which also finds progressive files that end early.
+            pixels: (H, W, 3) or (H, W) as decoded, not turned.  They save a second decoding if they show that the last
+                block was in the file.  None always decodes again, which also finds progressive files that end early.
         """
         zeros_mean_damage = not self.ended or not (self.flat or self.progressive)
         if self.content.find(ZEROS, self.start) >= 0 and (zeros_mean_damage or self._has_rest()):
@@ -106,11 +106,11 @@ class JPEGData:
         )
 
     def _ends_early(self) -> bool:
-        """Returns whether blocks lack data: further bytes become pixels."""
+        """Returns whether blocks lack data, so that additional bytes become pixels."""
         return not np.array_equal(_decode(self.content), _decode(self.content + PROBE))
 
     def _has_rest(self) -> bool:
-        """Returns whether data are left when all blocks are there: the last bytes don't matter."""
+        """Returns whether data remain after the last block, so that the last bytes don't matter."""
         count = min(16, len(self.content) - self.start)
         try:
             return np.array_equal(_decode(self.content), _decode(self.content[:-count] + PROBE[:count]))
@@ -130,8 +130,8 @@ def _all_end_first(tables: bytes) -> bool:
 
 
 def _may_be_grey(pixels: NDArray[np.uint8]) -> bool:
-    """Returns whether the last block has the luma of one without data."""
-    if abs(_luma(pixels[-1, -1]) - GREY) > SPREAD:  # of most files one pixel tells
+    """Returns whether the last block has the luma of a block without data."""
+    if abs(_luma(pixels[-1, -1]) - GREY) > SPREAD:  # one pixel decides for most files
         return False
     height, width = pixels.shape[:2]
     block = pixels[(height - 1) // 8 * 8 :, (width - 1) // 8 * 8 :]
@@ -139,7 +139,7 @@ def _may_be_grey(pixels: NDArray[np.uint8]) -> bool:
 
 
 def _luma(pixel: NDArray[np.uint8]) -> float:
-    """Returns luma of a ``pixel``, (3,) RGB or one grey value."""
+    """Returns the luma of a ``pixel``, (3,) RGB or one grey value."""
     return sum(map(mul, LUMA, pixel.tolist())) if pixel.ndim else float(pixel)
 
 

@@ -1,7 +1,8 @@
-"""The folder of what took long to find out about data sets, for the next run and the other processes of a machine.
+"""The cache of results about data sets that took long to compute, shared by later runs and other processes.
 
-It is $RESDET_CACHE, else $XDG_CACHE_HOME/resdet, else ~/.cache/resdet; ``RESDET_CACHE=off`` keeps nothing.  A file is
-named by what its content depends on, so a change leads to another file; those used least recently go beyond 10 GiB.
+Its folder is $RESDET_CACHE, else $XDG_CACHE_HOME/resdet, else ~/.cache/resdet; ``RESDET_CACHE=off`` disables it.  A
+file is named by a digest of all that its content depends on, so a change leads to another file.  Beyond 10 GiB the
+least recently used files are removed.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ __all__ = ["content_digest", "kept_file", "store", "taken", "use"]
 
 try:
     import fcntl
-except ImportError:  # Windows, where every process finds out for itself
+except ImportError:  # Windows, where every process computes by itself
     fcntl = None
 
 OFF = "off"
 MOST_BYTES = 10 << 30
-PART = 16 << 20  # bytes of a file that are read at a time
+PART = 16 << 20  # bytes read at a time
 THREADS = min(8, os.cpu_count() or 1)
 LONGEST_WAIT, POLL = 900.0, 0.1  # seconds
 
 
 def kept_file(suffix: str, *facts: Any) -> Path | None:
-    """Returns the file for what depends on ``facts`` and on this program; None: nothing is kept.
+    """Returns the cache file for content that depends on ``facts`` and on this program; None if the cache is off.
 
     Args:
-        suffix: of its name.
-        facts: as ``detection.files.digest`` takes them.
+        suffix: suffix of the file name.
+        facts: arguments of ``detection.files.digest``.
     """
     named = os.environ.get("RESDET_CACHE", "")
     if named.lower() == OFF:
@@ -45,17 +46,17 @@ def kept_file(suffix: str, *facts: Any) -> Path | None:
     above = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         folder = Path(named or f"{above}/resdet").expanduser()
-    except RuntimeError:  # a user without a home
+    except RuntimeError:  # the user has no home folder
         return None
     return folder / "data" / f"{digest([_program(), *facts])}{suffix}"
 
 
 @contextmanager
 def taken(path: Path) -> Iterator[None]:
-    """Lets one process at a time make ``path``, so that the others find it; makes its folder.
+    """Locks ``path``, so that one process makes it and the others find it; creates its folder.
 
-    The system gives the lock up when its process ends.  Where no lock can be had, as with a folder that can't be
-    written, each process goes on.
+    The system releases the lock when its process ends.  Where locking fails, as in a read-only folder, every process
+    continues without the lock.
     """
     held = None
     with suppress(OSError):
@@ -70,7 +71,7 @@ def taken(path: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 time.sleep(POLL)
-            except OSError:  # a file system without locks
+            except OSError:  # the file system has no locks
                 break
         yield
     finally:
@@ -79,16 +80,16 @@ def taken(path: Path) -> Iterator[None]:
 
 
 def use(path: Path) -> None:
-    """Notes that ``path`` is used, so that others go before it."""
+    """Marks ``path`` as recently used."""
     with suppress(OSError):
         os.utime(path)
 
 
 def store(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` make the file ``path``, whole or not at all, and removes files beyond the limit.
+    """Makes the file ``path`` with ``write``, whole or not at all, and removes files beyond the size limit.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
     write_whole(path, write)
     with suppress(OSError):
@@ -99,16 +100,16 @@ def store(path: Path, write: Callable[[Path], Any]) -> None:
                 continue
             room -= found.st_size
             if room < 0:
-                with suppress(OSError):  # Windows removes no file that is open
+                with suppress(OSError):  # Windows can't remove an open file
                     file.unlink()
                     file.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def content_digest(path: Path) -> str:
-    """Returns a digest of the bytes of ``path``, of whose parts several are read at a time.
+    """Returns a digest of the bytes of ``path``, read in several parts at a time.
 
     Raises:
-        OSError: it can't be read.
+        OSError: the file can't be read.
     """
 
     def part(start: int) -> bytes:
@@ -122,7 +123,7 @@ def content_digest(path: Path) -> str:
 
 @lru_cache(maxsize=1)
 def _program() -> str:
-    """Returns a digest of the program that reads data sets: what another version kept is not used."""
+    """Returns a digest of the program that reads data sets, so that no cache file of another version is used."""
     package = Path(__file__).parents[1]
     files = [*sorted(package.glob("*.py")), *sorted(package.glob("data/**/*.py")), *sorted(package.glob("fields/*.py"))]
     return digest([[str(file.relative_to(package)), file.read_bytes()] for file in files])

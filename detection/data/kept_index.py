@@ -1,6 +1,6 @@
-"""Keeps the index of a large annotation file as a file of tensors, which processes of a machine map into memory.
+"""Caches the index of a large annotation file as a file of tensors, which processes map into memory.
 
-What is mapped lies in memory once, however many ranks and workers there are.
+Mapped tensors are in memory once, however many ranks and workers there are.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ Found = tuple[AnnotationIndex, list[Problem], bool]
 
 
 def kept_index(file: Path, facts: Any, read: Callable[[], Found]) -> tuple[AnnotationIndex, list[Problem]]:
-    """Returns what ``read`` finds in the annotation file ``file``, or found in an earlier run or in another process.
+    """Returns the index and the problems of the annotation file ``file``, from the cache or from ``read``.
 
-    That stands as long as the file has the same content and no folder of its images changed.  An index with errors is
-    never kept.  A file that was kept and can't be used is written anew, and a note says so.
+    A cached index is valid while the file has the same content and no folder of its images has changed.  An index with
+    errors is never cached.  A broken cache file is rewritten, with a note.
 
     Args:
-        file: with the annotations.
+        file: annotation file.
         facts: what else the index depends on.
-        read: finds it.
+        read: reads the file.
     """
     path = None
-    with suppress(OSError):  # which ``read`` tells of
+    with suppress(OSError):  # ``read`` reports it
         if kept_file("") is not None and file.stat().st_size >= LEAST_BYTES:
             path = kept_file(".safetensors", content_digest(file), facts)
     if path is None:
@@ -82,7 +82,7 @@ def _note(kind: str, path: Path, detail: str) -> Problem:
 
 
 def _folders(index: AnnotationIndex) -> dict[str, tuple[int, int]]:
-    """Returns when each folder of images and label images last changed; empty where one is gone."""
+    """Returns the last change of each folder of images and label images; empty if one is missing."""
     files = [*index.paths.all(), *([] if index.label_maps is None else index.label_maps.files.all())]
     try:
         return {folder: _changed(folder) for folder in {file.rpartition("/")[0] for file in files if file}}
@@ -119,10 +119,10 @@ def _save(index: AnnotationIndex, problems: list[Problem], folders: dict[str, tu
 
 
 def _load(path: Path) -> tuple[AnnotationIndex, list[Problem]] | None:
-    """Returns what lies in ``path``; None: nothing, or a folder of the images has changed.
+    """Returns the index and problems stored in ``path``; None if it is missing or a folder of the images has changed.
 
     Raises:
-        ValueError: a file that is not as it was written.
+        ValueError: the file has changed since it was written.
     """
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""Reads every label map of a data set, lists what is wrong in them, and counts the pixels of each class.
+"""Reads every label map of a data set, lists its problems, and counts the pixels of each class.
 
 Shapes: N images, K classes.
 """
@@ -19,22 +19,22 @@ from detection.structures import VOID
 
 __all__ = ["LabelCounts", "check_label_maps"]
 
-MOST_VOID = 0.5  # share of all pixels; data sets have 0.01 to 0.15
+MOST_VOID = 0.5  # fraction of all pixels; published data sets have 0.01 to 0.15
 
 Track = Callable[[Iterable["Counted"]], Iterable["Counted"]]
-Counted = NDArray[np.int64] | Problem | None  # pixels (256,) of each label; None where there is no label map
+Counted = NDArray[np.int64] | Problem | None  # pixels (256,) of each label; None without a label map
 
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """Pixels of the label maps of a split.
+    """Pixel counts of the label maps of a split.
 
     Attributes:
         class_names: (K,).
-        pixels: (K,) int64 of each class in all images.
-        void: pixels that are neither right nor wrong.
-        present: (N, K) bool, which images have a pixel of which class.
-        labelled: images with a label map that can be read.
+        pixels: (K,) int64, pixels of each class in all images.
+        void: pixels that are not evaluated.
+        present: (N, K) bool, whether an image has a pixel of a class.
+        labelled: number of images with a readable label map.
     """
 
     class_names: tuple[str, ...]
@@ -45,7 +45,7 @@ class LabelCounts:
 
     @property
     def rows(self) -> list[tuple[str, str, str]]:
-        """Class, percent of all pixels and images that have it, in words; void comes last."""
+        """Class, percent of all pixels and number of images, as text; void comes last."""
         total = max(1, int(self.pixels.sum()) + self.void)
         images = self.present.sum(axis=0).tolist()
         named = zip(self.class_names, self.pixels.tolist(), images, strict=True)
@@ -56,14 +56,14 @@ class LabelCounts:
 def check_label_maps(
     index: AnnotationIndex, *, threads: int = 4, track: Track = iter
 ) -> tuple[LabelCounts, list[Problem]]:
-    """Returns the pixels of each class in ``index``, which has label maps, and what is wrong with these.
+    """Returns the pixels of each class in ``index``, and the problems of its label maps.
 
-    A label image that can't be read, is of another size or holds a value that is no label is an error; so is a set
-    without a label.
+    A label image that can't be read, has another size or holds an unknown value is an error; so is a set without any
+    label.
 
     Args:
         index: images with label maps.
-        threads: label maps read at a time.
+        threads: number of label maps read at a time.
         track: wraps the results as they come, to show progress.
     """
     maps = index.label_maps
@@ -97,12 +97,12 @@ def _count(index: AnnotationIndex, row: int) -> Counted:
     except ValueError as error:
         path = index.paths[row]
         file = maps.files[row] or path
-        said = str(error).removeprefix("label image ").removeprefix(f"{file}: ")  # a problem names its file itself
+        said = str(error).removeprefix("label image ").removeprefix(f"{file}: ")  # a Problem has a field for its file
         return Problem("error", "label map", file, said, images=(path,))
 
 
 def _of_all(index: AnnotationIndex, counts: LabelCounts) -> list[Problem]:
-    """Returns what only the sum over all images shows."""
+    """Returns problems that only the sum over all images shows."""
     if not counts.labelled:
         return []
     folder, problems = str(Path(index.paths[0]).parent), list[Problem]()

@@ -1,4 +1,4 @@
-"""Recognises pictures with label images: PNGs of one value a pixel that are named as the pictures."""
+"""Recognises images with label images: PNGs with one value per pixel and the names of the images."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["find_label_images"]
 
 WORDS = re.compile(r"(.+?)((?:[_.-][A-Za-z][A-Za-z0-9]*)+)")  # a name and the words at its end: photo1_gtFine_labelIds
 OPENED = 5  # files of a group that are opened to see whether they are label images
-MOST_VALUES = 64  # of one label image; photographs in grey have more
-SCANNED = 500  # label images whose values are looked at
-NOT_CLASSES = ("object", "inst", "color", "colour", "edge", "panoptic")  # in names of what does not hold classes
+MOST_VALUES = 64  # different values of one label image; grey photographs have more
+SCANNED = 500  # label images whose values are collected
+NOT_CLASSES = ("object", "inst", "color", "colour", "edge", "panoptic")  # in names of files that hold no classes
 VOID_VALUE = 255
-FEW = 128  # values of classes lie below where 255 is void, and are not 0 and 255 alone
+FEW = 128  # 255 is void if the other values lie below this, and are not just 0
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -38,7 +38,7 @@ class _Group:
 
 
 def find_label_images(tree: Tree) -> Layout | None:
-    """Finds label images: PNGs with few one-byte values, named as pictures beside them or in another folder."""
+    """Finds label images: PNGs with few one-byte values, named like images in the same or in another folder."""
     files, groups = dict[_Group, dict[str, PurePosixPath]](), dict[str, list[_Group]]()
     for path in tree.images:
         found = WORDS.fullmatch(path.stem)
@@ -80,25 +80,25 @@ def _rank(group: _Group) -> tuple[bool, str, str]:
 
 
 def _is_drawn(group: _Group) -> bool:
-    """Tells whether the names are those of renderings and of other maps than of classes."""
+    """Returns whether the names indicate renderings, or maps of something other than classes."""
     name = f"{group.folder.name}{group.words}".lower()
     return any(word in name for word in NOT_CLASSES)
 
 
 def _fits(count: int, pictures: _Group, labels: _Group) -> tuple[int, int, bool, _Group]:
-    """Rates how well ``pictures`` belong to ``labels``, of which they have ``count`` names; splits share folders."""
+    """Returns a sort key for how well ``pictures`` match ``labels``, by common names (``count``) and folders."""
     shared = len({*pictures.folder.parts} & {*labels.folder.parts})
     return count, shared, not pictures.words, pictures
 
 
 def _is_of_labels(tree: Tree, paths: Sequence[PurePosixPath]) -> bool:
-    """Tells whether files, of which some are opened, have few values of one byte a pixel."""
+    """Returns whether a sample of the files has one byte per pixel and few different values."""
     values = [_values(tree.folder / path) for path in paths[:: -(-len(paths) // OPENED)]]
     return all(own is not None and len(own) <= MOST_VALUES for own in values)
 
 
 def _values(file: Path) -> set[int] | None:
-    """Returns the values of a file of one byte a pixel; None for another one."""
+    """Returns the values of a file with one byte per pixel; None for other files."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.mode not in ("P", "L", "1"):
@@ -111,7 +111,7 @@ def _values(file: Path) -> set[int] | None:
 def _entries(
     tree: Tree, files: dict[_Group, dict[str, PurePosixPath]], pictures: _Group, labels: _Group
 ) -> dict[str, dict[str, Any]]:
-    """Returns the splits of two folders that belong together: by VOC's lists, else by their names."""
+    """Returns the splits of two matching folders, from VOC's lists, else from their names."""
     images, maps = pictures.folder, labels.folder
     split = split_of(images) or split_of(maps) or ALL
     while images.parts and maps.parts and images.name == maps.name and images != maps:
@@ -133,13 +133,13 @@ def _entries(
 
 
 def _classes(tree: Tree, paths: Sequence[PurePosixPath], notes: list[str]) -> dict[str, Any]:
-    """Returns the keys of a card about classes: the label values with their names, if a file has these."""
+    """Returns a card's keys for classes: the label values, and their names if a file has them."""
     step = -(-len(paths) // SCANNED)
     scanned = {path: _values(tree.folder / path) for path in paths[::step]}
     values = set[int]().union(*(own or () for own in scanned.values()))
     if odd := [str(path) for path, own in scanned.items() if own is None]:
         notes.append(
-            f"label images that are not grey or palette, and are dropped: {listed(odd)}; resdet check says why"
+            f"dropped label images that are not grey or palette: {listed(odd)}; run resdet check for the reasons"
         )
     void = {VOID_VALUE} & values if len(values) > 2 and max(values - {VOID_VALUE}) < FEW else set[int]()
     classes = sorted(values - void)
@@ -159,7 +159,7 @@ def _classes(tree: Tree, paths: Sequence[PurePosixPath], notes: list[str]) -> di
 
 
 def _names(tree: Tree) -> tuple[str, ...]:
-    """Returns the lines of a text file of names, the one nearest to the folder."""
+    """Returns the lines of the text file of class names that is nearest to the folder."""
     for path in tree.having(".txt", ".names"):
         if path.name in NAME_FILES:
             lines = tree.head(path, size=1 << 16).splitlines()

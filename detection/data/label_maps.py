@@ -1,7 +1,7 @@
 """The label images of a data set: the class of every pixel, and in panoptic sets its segment.
 
-A label image is a PNG of one value a pixel, grey or palette, or in panoptic sets COCO's: the number of a segment is
-R + 256 G + 65536 B.  Masks of objects make label maps too.
+A label image is a grey or palette PNG with one value per pixel.  Panoptic sets have COCO's PNGs, where the number of a
+segment is R + 256 G + 65536 B.  Label maps can also be made from the masks of objects.
 
 Shapes: N images, H W height and width of an image, K classes.
 """
@@ -43,14 +43,14 @@ class LabelMaps:
     """The label images of N images.
 
     Attributes:
-        class_names: (K,), at most 255.  Of panoptic sets the things come first, in the order of the index's classes.
-        files: (N,) paths of the label images; "" where an image has none, and all its pixels are void.
-        values: value of a pixel -> label, of label images; VOID for a value that is neither right nor wrong.
-            Of panoptic sets, category id of their JSON -> label.
-        num_things: how many classes, the first ones, are of countable objects; 0 where nobody says so.
-        segments: (N,) of panoptic sets, JSON lists of [id, label, crowd].
-        objects: (N,) where masks make the label maps, JSON lists of [label, counts of the compressed run-length code].
-            What two of them cover is VOID, what none covers is label 0.
+        class_names: (K,), at most 255.  In panoptic sets the things come first, in the order of the index's classes.
+        files: (N,) paths of the label images; "" for an image without one, whose pixels are all void.
+        values: pixel value -> label, VOID for a value that is not evaluated.  In panoptic sets, category id of the
+            JSON file -> label.
+        num_things: number of classes of countable objects, which come first; 0 if unknown.
+        segments: (N,) for panoptic sets, JSON lists of [id, label, crowd].
+        objects: (N,) for label maps made from masks, JSON lists of [label, counts of the compressed run-length code].
+            Pixels of two masks are VOID, pixels of none have label 0.
     """
 
     class_names: tuple[str, ...]
@@ -61,16 +61,16 @@ class LabelMaps:
     objects: PackedStrings | None = None
 
     def labelled(self) -> Tensor:
-        """Returns which (N,) bool images have a label map."""
+        """Returns whether each image (N,) bool has a label map."""
         if self.objects is not None:
             return torch.ones(len(self.files), dtype=torch.bool)
         return torch.diff(self.files.ends, prepend=self.files.ends.new_zeros(1)) > 0
 
     def read(self, row: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Returns the label (H, W) of each pixel of image ``row``, which is of ``size`` (height, width).
+        """Returns the label (H, W) of each pixel of image ``row``, whose ``size`` is (height, width).
 
         Raises:
-            ImageError: the file can't be read, is of another size or mode, or holds a value that is no label.
+            ImageError: the file can't be read, has another size or mode, or holds a value that is no label.
         """
         if self.objects is not None:
             return _drawn(json.loads(self.objects[row]), size)
@@ -81,7 +81,7 @@ class LabelMaps:
         return self.read_segments(row, size).labels
 
     def check(self, row: int, size: tuple[int, int]) -> None:
-        """Looks at the header of the label image of image ``row``, which is of ``size`` (height, width).
+        """Checks the header of the label image of image ``row``, whose ``size`` is (height, width).
 
         Raises:
             ImageError: the file can't be read, or is of another size or mode.
@@ -91,7 +91,7 @@ class LabelMaps:
                 pass
 
     def stored(self, row: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Returns the values (H, W) in the label image of image ``row``, which is of ``size`` (height, width).
+        """Returns the values (H, W) in the label image of image ``row``, whose ``size`` is (height, width).
 
         Raises:
             ImageError: the file can't be read, or is of another size or mode.
@@ -109,13 +109,13 @@ class LabelMaps:
                 "add it to `values` or `void` of the card, or mend the file (a palette image saved as grey holds "
                 "brightness, not classes)"
             )
-        return table.take(values)  # half the time of an index
+        return table.take(values)  # half the time of table[values]
 
     def read_segments(self, row: int, size: tuple[int, int]) -> Segments:
-        """Returns the segments of image ``row`` of a panoptic set, which is of ``size`` (height, width).
+        """Returns the segments of image ``row`` of a panoptic set; ``size`` is its (height, width).
 
         Raises:
-            ImageError: the file can't be read, is of another size or mode, or holds a segment that has no class.
+            ImageError: the file can't be read, has another size or mode, or holds a segment without a class.
         """
         assert self.segments is not None
         found = tuple(
@@ -147,10 +147,10 @@ class LabelMaps:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self | None]) -> Self | None:
-        """Returns the label images of all ``parts``; None if none has any.
+        """Returns the label images of all ``parts``; None if no part has any.
 
         Raises:
-            ValueError: parts with and without label images, or of different classes or values.
+            ValueError: only some parts have label images, or their classes or values differ.
         """
         known = [part for part in parts if part is not None]
         if not known:
@@ -184,10 +184,10 @@ def _read(file: str, size: tuple[int, int], modes: tuple[str, ...]) -> NDArray[n
 
 @contextmanager
 def _opened(file: str, size: tuple[int, int], modes: tuple[str, ...]) -> Iterator[Image.Image]:
-    """Opens ``file``, whose header fits.
+    """Opens ``file`` and checks its header.
 
     Raises:
-        ImageError: it does not, or the file can't be read.
+        ImageError: the file can't be read, or has another size or mode.
     """
     try:
         require_file(file)
@@ -204,7 +204,7 @@ def _opened(file: str, size: tuple[int, int], modes: tuple[str, ...]) -> Iterato
 
 
 def _repair(mode: str, modes: tuple[str, ...]) -> str:
-    """Returns the end of a message about a file of ``mode``."""
+    """Returns the repair, which ends a message about a file of ``mode``."""
     if modes != MODES:
         return "; save the number of each pixel's segment as R + 256 G + 65536 B"
     if mode.startswith("I"):
@@ -231,7 +231,7 @@ def _kind(maps: LabelMaps) -> tuple[bool, bool]:
 
 
 def _drawn(objects: Sequence[tuple[int, str]], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Returns the label map (H, W) of ``objects``: of what two cover, VOID, as torchvision's references have it."""
+    """Returns the label map (H, W) of ``objects``; pixels of two are VOID, as in torchvision's references."""
     labels, covered = np.zeros(size, np.uint8), np.zeros(size, np.bool_)
     for label, counts in objects:
         mask = decode([{"size": [*size], "counts": counts.encode()}], size)[0].numpy()

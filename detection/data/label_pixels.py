@@ -14,13 +14,13 @@ Size = tuple[int, int]
 
 
 def nearest(labels: Tensor, resized: Size, corner: Size = (0, 0), shown: Size | None = None) -> Tensor:
-    """Returns a part of ``labels`` (H, W) resized to ``resized``: the label under the middle of each new pixel.
+    """Returns a part of ``labels`` (H, W) after nearest-neighbour resizing, by the centre of each new pixel.
 
     Args:
-        labels: of the whole image.
-        resized: of the whole image then.
-        corner: (y, x) in the resized image where the part begins.
-        shown: size of the part; None: all of it.
+        labels: labels of the whole image.
+        resized: size of the whole image after resizing.
+        corner: (y, x) of the part's top left corner in the resized image.
+        shown: size of the part; None: the whole image.
     """
     rows, columns = (
         ((np.arange(part) + start + 0.5) * (side / new)).astype(np.int64)

@@ -1,6 +1,6 @@
-"""Lists what speaks for each label format, and how its splits lie below a folder, as entries of a card.
+"""Recognises each label format in a folder, and describes its splits as entries of a card.
 
-Every function looks at a ``Tree`` and returns a ``Layout``, or None for another format.
+Every ``find_`` function looks at a ``Tree`` and returns a ``Layout``, or None for another format.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ __all__ = [
 ]
 
 Entry = dict[str, Any]
-ALL = "all"  # the split of a folder that has none
+ALL = "all"  # the split of a folder without splits
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Describes how a data set lies.
+    """The layout of a data set.
 
     Attributes:
-        splits: name -> entries of a card; "all" alone if the folder has no splits.
-        reason: what speaks for the format.
-        notes: what is left out, and why.
+        splits: name -> entries of a card; only "all" if the folder has no splits.
+        reason: evidence for the format.
+        notes: files that are left out, and why.
         card: further keys of the card, such as its classes.
     """
 
@@ -79,13 +79,13 @@ def find_yolo(tree: Tree) -> Layout | None:
 
 
 def find_data_yaml(tree: Tree, file: Path) -> Layout | None:
-    """Finds YOLO by a data.yaml that lies elsewhere, and whose ``path`` leads to the folder."""
+    """Finds YOLO by a data.yaml elsewhere whose ``path`` is the folder."""
     content = parse_yaml(file.read_text(encoding="utf-8"))
     return _yolo_of_yaml(tree, str(file.resolve()), PurePosixPath(), content)
 
 
 def _yolo_of_yaml(tree: Tree, path: str, beside: PurePosixPath, content: Mapping[str, Any]) -> Layout | None:
-    """Returns the splits of a data.yaml at ``path``, whose own paths may begin at the folder ``beside`` it."""
+    """Returns the splits of the data.yaml at ``path``, whose own paths may be relative to its folder ``beside``."""
     splits, notes = dict[str, list[Entry]](), list[str]()
     for name in SPLITS:
         given = content.get(name, content.get("valid") if name == "val" else None)
@@ -95,7 +95,7 @@ def _yolo_of_yaml(tree: Tree, path: str, beside: PurePosixPath, content: Mapping
             notes.append(f"{path} names {', '.join(map(str, missing))} for {name}, which is not there: left out")
         if places := [place for place in found if place is not None]:
             splits[name] = [{"images": _texts(places), "names": path}]
-    if splits.get("val") == splits.get("train"):  # Ultralytics' small examples do that
+    if splits.get("val") == splits.get("train"):  # as in Ultralytics' small examples
         splits.pop("val", None)
         notes.append(f"{path} has the same images for train and val: val is drawn anew")
     if not splits and not tree.images:
@@ -105,7 +105,7 @@ def _yolo_of_yaml(tree: Tree, path: str, beside: PurePosixPath, content: Mapping
 
 
 def _yolo_source(tree: Tree, beside: PurePosixPath, root: str, source: str) -> PurePosixPath | None:
-    """Finds a path of a data.yaml: from its ``path``, from its own folder, or without "..", as Roboflow's."""
+    """Resolves a path of a data.yaml: from its ``path``, from its own folder, or without ".." for Roboflow's."""
     tries = [tree.folder / beside / root / source, tree.folder / beside / source, tree.folder / source]
     plain = source.replace("\\", "/")
     while plain.startswith("../"):
@@ -119,7 +119,7 @@ def _yolo_source(tree: Tree, beside: PurePosixPath, root: str, source: str) -> P
 
 
 def find_coco(tree: Tree) -> Layout | None:
-    """Finds COCO's JSON files, with lists of images and categories; of two of the same images, the fuller one."""
+    """Finds COCO's JSON files, with lists of images and categories; for the same images, the fuller file."""
     files = {
         path: content
         for path, content in tree.json.items()
@@ -148,7 +148,7 @@ def find_coco(tree: Tree) -> Layout | None:
 
 
 def is_panoptic(content: Any) -> bool:
-    """Tells whether ``content`` of a JSON file is of segments, which have no boxes of their own."""
+    """Returns whether the ``content`` of a JSON file describes panoptic segments, which have no boxes of their own."""
     if not isinstance(content, Mapping) or not isinstance(content.get("images"), list):
         return False
     annotations = content.get("annotations")
@@ -157,7 +157,7 @@ def is_panoptic(content: Any) -> bool:
 
 
 def find_cvat(tree: Tree) -> Layout | None:
-    """Finds CVAT's XML files, whose root is <annotations> with <image> below it; images may say their subset."""
+    """Finds CVAT's XML files, with root <annotations> and elements <image>, which may name their subset."""
     heads = {path: tree.head(path, size=1 << 22) for path in tree.having(".xml") if "<annotations>" in tree.head(path)}
     files = [path for path, text in heads.items() if "<image " in text]
     if not files:
@@ -172,7 +172,7 @@ def find_cvat(tree: Tree) -> Layout | None:
 
 
 def find_voc(tree: Tree) -> Layout | None:
-    """Finds VOC's XML files, whose root is <annotation>, each with an image of its name."""
+    """Finds VOC's XML files, with root <annotation> and an image of the same name."""
     files = [path for path in tree.having(".xml") if path.stem in tree.by_stem]
     if not files or not any("<annotation>" in tree.head(path) for path in files[:SAMPLED]):
         return None
@@ -198,7 +198,7 @@ def find_voc(tree: Tree) -> Layout | None:
 
 
 def _voc_entries(tree: Tree, folder: PurePosixPath, images: PurePosixPath, notes: list[str]) -> dict[str, Entry]:
-    """Returns the splits of one folder of XML files: by its lists, else by its name."""
+    """Returns the splits of one folder of XML files, from its lists, else from its name."""
     entry, main = {"images": str(images), "annotations": str(folder)}, folder.parent / "ImageSets" / "Main"
     lists = {
         name: main / f"{name}.txt" for name in (*SPLITS, "trainval") if main / f"{name}.txt" in {*tree.having(".txt")}
@@ -239,7 +239,7 @@ def find_label_studio(tree: Tree) -> Layout | None:
 
 
 def find_open_images(tree: Tree) -> Layout | None:
-    """Finds OpenImages' CSV files, with the columns ImageID, LabelName, XMin and so on."""
+    """Finds OpenImages' CSV files, with columns such as ImageID, LabelName and XMin."""
     headers = {path: _csv_lines(tree, path) for path in tree.having(".csv")}
     files = [path for path, lines in headers.items() if lines and open_images_header(lines[0])]
     if not files:
@@ -258,7 +258,7 @@ def find_open_images(tree: Tree) -> Layout | None:
 
 
 def find_csv(tree: Tree) -> Layout | None:
-    """Returns a CSV of boxes: columns for the image, the corners and the class; or six without names."""
+    """Finds a CSV of boxes, with columns for the image, the corners and the class, or six columns without a header."""
     files = [path for path in tree.having(".csv") if _is_table(_csv_lines(tree, path))]
     if not files:
         return None
@@ -267,7 +267,7 @@ def find_csv(tree: Tree) -> Layout | None:
 
 
 def find_image_folders(tree: Tree) -> Layout | None:
-    """Finds image folders: two or more folders of images, named as their classes, and no labels."""
+    """Finds image folders: two or more folders of images, named after their classes, and no labels."""
     depths = {len(folder.parts) for folder in tree.image_folders}
     if len(depths) != 1 or depths == {0}:
         return None
@@ -297,8 +297,8 @@ def _by_folder(
 
 
 def known_splits(splits: dict[str, list[Entry]], notes: list[str]) -> dict[str, list[Entry]]:
-    """Returns ``splits`` in their usual order; what belongs to none is trained on, and is all if nothing else is."""
-    if "train" not in splits and len(splits) > (ALL in splits):  # a set called val alone is no split
+    """Returns ``splits`` in their usual order; files outside all splits become "train", or "all" if there is none."""
+    if "train" not in splits and len(splits) > (ALL in splits):  # a lone "val" is no split
         notes.append(f"no training set among {', '.join(splits)}: all images are one set")
         return {ALL: [entry for entries in splits.values() for entry in entries]}
     if "train" in splits and ALL in splits:

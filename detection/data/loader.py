@@ -1,4 +1,4 @@
-"""Builds loaders from the data section of a config."""
+"""Builds data loaders from the data section of a config."""
 
 from __future__ import annotations
 
@@ -40,15 +40,16 @@ def load_index(
     objects: bool = True,
     limit: int | None = None,
 ) -> AnnotationIndex:
-    """Returns the first ``limit`` images of the data sets ``specs``, which the config's ``key`` names.
+    """Returns the first ``limit`` images of the data sets ``specs`` from the config's ``key``.
 
-    Their objects have the ``fields``, where the files give these.  With ``label_maps`` every image has one, and
-    without ``objects`` nothing else.
+    Objects have the ``fields`` that the files give.  With ``label_maps`` the index also has label maps; without
+    ``objects`` it has label maps only.
 
-    ``say`` gets a line if objects were dropped, and one if no figure can be computed.
+    ``say`` gets a line if objects were dropped, and one if metrics can't be computed.
 
     Raises:
-        ValueError: no data set, one with errors, a training set without ground truth, or no label maps.
+        ValueError: ``specs`` is empty, a data set has errors, a training set has no ground truth, or label maps are
+            missing.
     """
     if not specs:
         raise ValueError(f"{key} is empty; give a list of card:split, such as [voc2007:trainval]")
@@ -78,11 +79,11 @@ def load_data(
     objects: bool = True,
     limit: int | None = None,
 ) -> dict[str, AnnotationIndex]:
-    """Returns the data sets of ``config`` as "train", "val" and "test"; the latter two only where it names them.
+    """Returns the data sets of ``config`` as "train", "val" and "test"; the latter two only if it names them.
 
     Raises:
-        ValueError: no training set or one without the ``fields`` or ``label_maps``, a data set with errors, or two
-            sets of different classes or keypoints.
+        ValueError: there is no training set, it lacks the ``fields`` or ``label_maps``, a data set has errors, or
+            classes or keypoints differ between sets.
     """
     load = partial(load_index, config, say=say, label_maps=label_maps, objects=objects, limit=limit)
     sets = {"train": load(config.train, key="data.train", fields=fields)}
@@ -137,20 +138,20 @@ def build_train_loader(
 
     Args:
         index: images and objects.
-        config: how they are augmented, resized and put together.
-        batch_size: images of a batch, of all processes.
-        seed: of the run.
+        config: settings of augmentation, resizing and batching.
+        batch_size: images per batch, over all processes.
+        seed: seed of the run.
         start: number of the first batch.
-        pin: put them into memory that copies to a GPU faster.
-        share: (number of this process, of how many): which part of every batch it gets.
-        resize: to the model's scale; None: to the config's shorter and longer side.
-        copy_paste: probability that objects of another image are pasted, which needs masks.
-        repeat_threshold: of ``repeat_factors``; 0: every image once an epoch.
-        proposals: file with those of the images.
-        kind: of data set that reads them.
+        pin: use pinned memory, which copies to a GPU faster.
+        share: (rank, world size): the part of every batch for this process.
+        resize: resizes to the model's scale; None: to the config's shorter and longer side.
+        copy_paste: probability of pasting objects of another image, which needs masks.
+        repeat_threshold: threshold of ``repeat_factors``; 0: every image once per epoch.
+        proposals: file with the proposals of the images.
+        kind: class of the data set.
 
     Raises:
-        ValueError: nothing to train on, an augmentation that can't work, or objects to paste without masks.
+        ValueError: there is nothing to train on, an augmentation can't work, or objects to paste have no masks.
     """
     if copy_paste and "masks" not in index.fields:
         lacking = FIELDS["masks"].lacking
@@ -216,9 +217,9 @@ def build_test_loader(
     unresized: bool = False,
     pin: bool = False,
 ) -> DataLoader[Batch]:
-    """Returns every image of ``index`` once (or only ``rows``), resized unless ``unresized`` and not augmented.
+    """Returns every image of ``index`` (or of ``rows``) once, without augmentation and resized unless ``unresized``.
 
-    ``corrupt`` changes them before.
+    ``corrupt`` is applied first.
     """
     resize = full_size if unresized else Resize(config.shorter_side, config.longer_side)
     dataset = DetectionDataset(index, resize=resize, corrupt=corrupt)
@@ -234,20 +235,20 @@ def make_loader(
     pin: bool,
     collate: Callable[[Any], Any] = collate,
 ) -> DataLoader[Any]:
-    """Loads ``collate`` of the samples of ``dataset``, in the ``batches`` of the sampler."""
+    """Returns a loader of ``dataset`` that collates the ``batches`` of the sampler."""
     return Loader(
         dataset,
         batch_sampler=batches,
-        num_workers=min(workers, os.cpu_count() or 1),  # more than cores only wait; the number changes no sample
+        num_workers=min(workers, os.cpu_count() or 1),  # more than cores would only wait; the number changes no sample
         collate_fn=collate,
         pin_memory=pin,
-        generator=torch.Generator(),  # else starting the workers would draw from the run's random numbers
+        generator=torch.Generator(),  # otherwise starting the workers would use the run's random generator
         worker_init_fn=start_worker,
     )
 
 
 def _trained_on(index: AnnotationIndex) -> Tensor:
-    """Returns which (N,) bool images hold something to find: an object that is not ignored, or a label map."""
+    """Returns whether each image (N,) bool has something to learn: an object that is not ignored, or a label map."""
     return index.num_wanted() > 0 if index.label_maps is None else index.label_maps.labelled()
 
 
@@ -266,7 +267,7 @@ def _nothing_wanted(index: AnnotationIndex) -> str:
 
 
 def _slices(index: AnnotationIndex, config: DataConfig) -> Slices | None:
-    """Returns the windows that are trained on; None: whole images are."""
+    """Returns the windows to train on; None for whole images."""
     if not isinstance(config, DetectorDataConfig) or config.slice is None:
         return None
     return cut_index(

@@ -1,7 +1,7 @@
-"""Finds pictures that occur twice: files of one content, and pictures that look alike.
+"""Finds duplicate images: identical files, and near-duplicates.
 
-Alike are pictures whose perceptual hashes nearly agree and whose small versions do too: re-encoded, resized or
-brightened ones, and neighbouring frames of a still scene.  Crops and mirrored pictures are not found.
+Near-duplicates have similar perceptual hashes and similar small versions: re-encoded, resized or brightened images, and
+neighbouring frames of a still scene.  Crops and flipped images are not found.
 
 Shapes: N images.
 """
@@ -25,21 +25,21 @@ from detection.files import require_file
 __all__ = ["Look", "Pair", "copies_between", "look_at", "near_copies_between", "pairs_alike"]
 
 BITS = 64  # of a perceptual hash
-MOST_BITS = 6  # that differ
+MOST_BITS = 6  # different bits in the hashes of near-duplicates
 SIDE = 32  # pixels of the small version
-MOST_GREY = 8.0  # mean difference of small versions, of 255
-FLAT = 4.0  # standard deviation of greys below which a picture shows nothing to compare
+MOST_GREY = 8.0  # mean difference of the small versions of near-duplicates, of 255
+FLAT = 4.0  # standard deviation of greys below which an image is too uniform to compare
 COMPARED = 1 << 24  # pairs compared at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Holds what one picture is compared by.
+    """The features by which one image is compared.
 
     Attributes:
-        content: SHA-256 of the file; None: it can't be read.
-        bits: (64,) bool of its perceptual hash; None: it can't be read, or shows nothing.
-        small: (32, 32) greys.
+        content: SHA-256 of the file; None if it can't be read.
+        bits: (64,) bool, perceptual hash; None if the image can't be read or is uniform.
+        small: (32, 32) grey values; None as for ``bits``.
     """
 
     content: bytes | None
@@ -49,12 +49,12 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two images that are one, or nearly.
+    """Two duplicate or near-duplicate images.
 
     Attributes:
         one: row of the first image.
-        other: row of the second.
-        same: the files have one content, byte for byte.
+        other: row of the second image.
+        same: whether the files are identical, byte for byte.
     """
 
     one: int
@@ -68,11 +68,11 @@ def look_at(
     threads: int = 4,
     track: Callable[[Iterable[Look]], Iterable[Look]] = lambda looks: looks,
 ) -> list[Look]:
-    """Returns what ``paths`` look like; a file that can't be read is like no other.
+    """Returns the features of the images at ``paths``; an unreadable file matches no other.
 
     Args:
-        paths: of the images.
-        threads: images read at a time.
+        paths: image files.
+        threads: number of images read at a time.
         track: wraps the results as they come, to show progress.
     """
     with ThreadPoolExecutor(threads) as pool:
@@ -80,7 +80,7 @@ def look_at(
 
 
 def pairs_alike(looks: Sequence[Look]) -> list[Pair]:
-    """Returns the pairs of images that are the same or nearly, by rows; of three copies, two pairs with the first."""
+    """Returns the pairs of duplicates and near-duplicates, by rows; three copies give two pairs with the first."""
     first, pairs = dict[bytes, int](), list[Pair]()
     for row, look in enumerate(looks):
         if look.content is not None:
@@ -93,9 +93,9 @@ def pairs_alike(looks: Sequence[Look]) -> list[Pair]:
 
 
 def copies_between(ones: Mapping[str, int], others: Mapping[str, int]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Returns (one, other) for each of ``ones`` with the content of one of ``others``, and files that can't be read.
+    """Returns (one, other) for each of ``ones`` that is identical to one of ``others``, and the unreadable files.
 
-    Both are path -> size, bytes.  Only files of one size are read, each of them once.
+    Both arguments map path -> size in bytes.  Only files of equal size are read, each once.
     """
     own = {path: size for path, size in ones.items() if path not in others}
     sizes = {*own.values()} & {*others.values()}
@@ -114,7 +114,7 @@ def copies_between(ones: Mapping[str, int], others: Mapping[str, int]) -> tuple[
 
 
 def near_copies_between(ones: Sequence[Look], others: Sequence[Look]) -> list[tuple[int, int]]:
-    """Returns the rows (i, j) of pictures of ``ones`` and ``others`` that look alike, and are not the same."""
+    """Returns the rows (i, j) of near-duplicates in ``ones`` and ``others``, without identical files."""
     left, right = ([row for row, look in enumerate(looks) if look.bits is not None] for looks in (ones, others))
     pairs = _near([*(ones[row] for row in left), *(others[row] for row in right)], apart=len(left))
     rows = ((left[i], right[j - len(left)]) for i, j in pairs)
@@ -122,7 +122,7 @@ def near_copies_between(ones: Sequence[Look], others: Sequence[Look]) -> list[tu
 
 
 def _contents(paths: Collection[str], threads: int = 4) -> dict[str, bytes | None]:
-    """Returns the SHA-256 of each file, None where it can't be read."""
+    """Returns the SHA-256 of each file; None if it can't be read."""
     with ThreadPoolExecutor(threads) as pool:
         return dict(zip(paths, pool.map(_content_or_none, paths), strict=True))
 
@@ -146,7 +146,7 @@ def _look(path: str) -> Look:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return Look(content, None, None)
-            image.draft("L", (8 * SIDE, 8 * SIDE))  # a JPEG is decoded at about this size
+            image.draft("L", (8 * SIDE, 8 * SIDE))  # decodes a JPEG at about this size
             grey = ImageOps.exif_transpose(image).convert("L")
             bits = imagehash.phash(grey).hash.reshape(-1)
             small = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX))
@@ -156,7 +156,7 @@ def _look(path: str) -> Look:
 
 
 def _near(looks: Sequence[Look], *, apart: int | None = None) -> list[tuple[int, int]]:
-    """Returns pairs (i, j), i < j, of ``looks`` that are alike; of one before the row ``apart`` and one from it on."""
+    """Returns near-duplicate pairs (i, j), i < j, of ``looks``; with ``apart`` only pairs i < ``apart`` <= j."""
     if len(looks) < 2:
         return []
     signs = np.array([look.bits for look in looks], dtype=np.float32) * 2 - 1
@@ -164,7 +164,7 @@ def _near(looks: Sequence[Look], *, apart: int | None = None) -> list[tuple[int,
     rows, end = max(1, COMPARED // len(signs)), len(signs) if apart is None else apart
     for start in range(0, end, rows):
         column = start if apart is None else apart
-        # 64 less twice the bits that differ
+        # 64 minus twice the number of different bits
         agreeing = signs[start : min(start + rows, end)] @ signs[column:].T
         for i, j in np.argwhere(agreeing >= BITS - 2 * MOST_BITS).tolist():
             one, other = looks[start + i].small, looks[column + j].small
@@ -176,5 +176,5 @@ def _near(looks: Sequence[Look], *, apart: int | None = None) -> list[tuple[int,
 
 
 def _difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """Returns the mean difference of greys, whatever the brightness."""
+    """Returns the mean absolute difference of greys after subtracting each image's mean."""
     return float(np.abs((one - one.mean()) - (other - other.mean())).mean())

@@ -1,4 +1,4 @@
-"""Checks that both annotation readers share, and the way from their lists to an AnnotationIndex.
+"""Checks that all annotation readers share, and the conversion of their lists to an AnnotationIndex.
 
 Shapes: N images, M objects of all images together.
 """
@@ -37,12 +37,12 @@ __all__ = [
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
-# Rounding in annotation tools; a box that sticks out by no more is cut without a word.
+# Rounding in annotation tools; a box that exceeds the image by no more is cut without a note.
 ROUNDING = 1.0  # pixels
 
-BLOCK = 1 << 18  # objects whose boxes are looked at together
+BLOCK = 1 << 18  # objects whose boxes are checked together
 
-MAX_NAME = 100  # characters of a class name in a message; a message per object repeats it
+MAX_NAME = 100  # characters of a class name in a message, as there may be a message per object
 
 
 @dataclass(slots=True)
@@ -52,10 +52,10 @@ class ImageRows:
     paths: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width)
-    apply_exif: list[bool] = field(default_factory=list)  # whether it is turned as its EXIF tag says
+    apply_exif: list[bool] = field(default_factory=list)  # whether the orientation tag is applied
 
     def arrays(self) -> ImageArrays:
-        """Returns the same images in arrays."""
+        """Returns the images as arrays."""
         return ImageArrays(
             paths=PackedStrings.pack(self.paths),
             ids=np.array(self.ids, dtype=np.int64),
@@ -66,7 +66,7 @@ class ImageRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageArrays:
-    """``ImageRows`` of a reader that has N images in arrays, as millions of them need."""
+    """``ImageRows`` as arrays, for readers of millions of images."""
 
     paths: PackedStrings  # (N,)
     ids: NDArray[np.int64]  # (N,)
@@ -82,13 +82,13 @@ class ObjectRows:
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)  # x1, y1, x2, y2
     labels: list[int] = field(default_factory=list)
     ignore: list[bool] = field(default_factory=list)
-    areas: list[float | None] = field(default_factory=list)  # None: of the box, after it was cut at the border
+    areas: list[float | None] = field(default_factory=list)  # None: area of the box, after it was cut at the border
     names: list[str] = field(default_factory=list)  # for messages, such as "annotation 17"
-    # By the field's name: what FIELDS packs, None for an object without it; empty: the field is not read.
+    # By name of the field: values for FIELDS to pack, None for an object without one; empty if the field is not read.
     fields: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
 
     def arrays(self) -> ObjectArrays:
-        """Returns the same objects in arrays."""
+        """Returns the objects as arrays."""
         return ObjectArrays(
             images=np.array(self.images, dtype=np.int64),
             boxes=np.array(self.boxes, dtype=np.float64).reshape(-1, 4),
@@ -102,13 +102,13 @@ class ObjectRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectArrays:
-    """``ObjectRows`` of a reader that has M objects in arrays, as millions of them need."""
+    """``ObjectRows`` as arrays, for readers of millions of objects."""
 
     images: NDArray[np.integer]  # (M,) rows of ImageRows
     boxes: NDArray[np.float64]  # (M, 4) x1, y1, x2, y2
     labels: NDArray[np.integer]  # (M,)
     ignore: NDArray[np.bool_]  # (M,)
-    areas: NDArray[np.float64]  # (M,) NaN: of the box
+    areas: NDArray[np.float64]  # (M,) NaN: area of the box
     names: Sequence[str]  # (M,)
     fields: Mapping[str, Sequence[Any]]
 
@@ -123,23 +123,23 @@ def build_index(
     drop: bool,
     keypoints: KeypointSpec | None = None,
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """Builds the index of ``images`` and ``objects`` without unusable boxes, and a Problem for each of these.
+    """Builds the index of ``images`` and ``objects``, with a Problem for each box that can't be used.
 
     Args:
-        images: what the reader found.
-        objects: what the reader found.
-        class_names: of the K classes.
-        category_ids: of the K classes in the data set's own files.
-        files: the annotation file of every image.
-        drop: whether a bad box is left out (True) or is an error.
-        keypoints: of the objects; None: they are not read.
+        images: images from the reader.
+        objects: objects from the reader.
+        class_names: names of the K classes.
+        category_ids: ids of the K classes in the data set's files.
+        files: annotation file of every image.
+        drop: whether an unusable box is left out (true) or is an error.
+        keypoints: keypoints of the objects; None if they are not read.
     """
     images = images.arrays() if isinstance(images, ImageRows) else images
     objects = objects.arrays() if isinstance(objects, ObjectRows) else objects
     found = _Boxes(images, objects, files, drop)
     fields, without = _pack_fields(fields_of(keypoints), images, objects, found.kept, files)
     labels, ignore = objects.labels, objects.ignore
-    del objects  # of millions, the columns that are used up make room
+    del objects  # frees columns that are no longer needed; there may be millions of objects
     found.forget()
     index = AnnotationIndex(
         class_names=class_names,
@@ -160,15 +160,15 @@ def build_index(
 
 
 class _Boxes:
-    """The boxes and areas of ``objects`` that can be used, by image, and a Problem for each that can't or is changed.
+    """The usable boxes and areas of ``objects``, by image, and a Problem for each that is unusable or changed.
 
     Attributes:
         kept: (M,) rows of ``objects``, in the order of the images.
-        counts: (N,) objects of each image.
+        counts: (N,) number of objects of each image.
         boxes: (M, 4) float32, cut at the border.
-        areas: (M,) float32; that of the box where none is given, or one that is larger than the image.
-        problems: of boxes.
-        oversized: the areas larger than their images.
+        areas: (M,) float32; the box's area if none is given, or if the given one is larger than the image.
+        problems: problems of boxes.
+        oversized: problems of areas larger than their images.
     """
 
     def __init__(self, images: ImageArrays, objects: ObjectArrays, files: Sequence[str], drop: bool) -> None:
@@ -177,19 +177,19 @@ class _Boxes:
         self.counts = np.zeros(len(images.ids), dtype=np.int64)
         order, number = np.argsort(objects.images, kind="stable"), 0
         boxes, areas = np.empty((len(order), 4), dtype=np.float32), np.empty(len(order), dtype=np.float32)
-        for start in range(0, len(order), BLOCK):  # several copies of all boxes would take gigabytes
+        for start in range(0, len(order), BLOCK):  # copies of all boxes at once would take gigabytes
             rows, clipped = self._usable(order[start : start + BLOCK])
             self.counts += np.bincount(objects.images[rows], minlength=len(images.ids))
-            own = slice(number, number := number + len(rows))  # what is left out makes room
+            own = slice(number, number := number + len(rows))  # overwrites rows that were left out
             order[own], boxes[own], areas[own] = rows, clipped, self._areas(rows, clipped)
         self.kept, self.boxes, self.areas = order[:number], boxes[:number], areas[:number]
 
     def forget(self) -> None:
-        """Gives up the objects, of which no further problem is told."""
+        """Frees the objects, after which no further problems can be reported."""
         del self._objects
 
     def _usable(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Returns those of the objects ``rows`` whose boxes can be used, and these, cut."""
+        """Returns those of the objects ``rows`` with usable boxes, and their boxes, cut at the border."""
         boxes = self._objects.boxes[rows]
         clipped = _clip(boxes, self._images.sizes[self._objects.images[rows]])
         usable = np.asarray(np.isfinite(boxes).all(axis=1) & (clipped[:, 2:] > clipped[:, :2]).all(axis=1))
@@ -228,9 +228,9 @@ def _pack_fields(
     rows: NDArray[np.int64],
     files: Sequence[str],
 ) -> tuple[dict[str, PackedStrings], list[Problem]]:
-    """Packs the fields of the objects ``rows``; an unusable value is unknown, and a Problem.
+    """Packs the fields of the objects ``rows``; an unusable value becomes unknown and gives a Problem.
 
-    A field that no object has is left out, without a Problem.
+    A field that no object has is left out without a Problem.
     """
     packed, problems = dict[str, PackedStrings](), list[Problem]()
     for name, operations in table.items():
@@ -255,7 +255,7 @@ def _pack_fields(
 
 
 def files_in(folder: Path) -> set[str]:
-    """Names of the files in ``folder``; empty where it is missing, or where no folder can have its name."""
+    """Returns the names of the files in ``folder``; empty if it is missing or its name is impossible."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
@@ -263,9 +263,9 @@ def files_in(folder: Path) -> set[str]:
         return set()
 
 
-@lru_cache(maxsize=1024)  # every object of a class that the card lacks asks again, a millisecond each
+@lru_cache(maxsize=1024)  # called for every object of a class that the card lacks, at a millisecond each
 def nearest_class(name: str, class_names: tuple[str, ...]) -> str:
-    """Returns the end of a message about a class name that the card lacks."""
+    """Returns a hint at the most similar class, which ends a message about a class name that the card lacks."""
     nearest = difflib.get_close_matches(name, class_names, n=1)
     name = name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."
     return f"{name!r}; did you mean {nearest[0]!r}?" if nearest else f"{name!r}; the card has {listed(class_names)}"

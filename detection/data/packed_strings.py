@@ -15,7 +15,7 @@ __all__ = ["PackedStrings", "span", "starts"]
 
 @dataclass(frozen=True, slots=True)
 class PackedStrings:
-    """A sequence of strings, of text or of bytes, in two tensors."""
+    """A sequence of strings, text or bytes, in two tensors."""
 
     characters: Tensor  # uint8, all strings one after the other
     ends: Tensor  # (N,) int64
@@ -47,7 +47,7 @@ class PackedStrings:
         return self.characters[start:end].numpy().tobytes()
 
     def all(self) -> list[str]:
-        """Returns all strings, in a tenth of the time that each by itself takes."""
+        """Returns all strings, in a tenth of the time of reading them one by one."""
         characters, ends = self.characters.numpy().tobytes(), self.ends.tolist()
         return [characters[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -61,13 +61,13 @@ class PackedStrings:
 
 
 def span(ends: Tensor, row: int) -> tuple[int, int]:
-    """Returns where what belongs to ``row`` begins and ends."""
+    """Returns the begin and end of ``row``."""
     if not 0 <= row < len(ends):
-        raise IndexError(f"row {row} of {len(ends)}")  # where an iteration ends
+        raise IndexError(f"row {row} of {len(ends)}")  # ends an iteration
     start, end = ends[row - 1 : row + 1].tolist() if row else (0, int(ends[0]))
     return start, end
 
 
 def starts(lengths: Sequence[int]) -> list[int]:
-    """Returns where each of several parts begins in all of them."""
+    """Returns the offset of each of several concatenated parts."""
     return [0, *accumulate(lengths)][:-1]

@@ -1,4 +1,4 @@
-"""COCO's panoptic format, written and read back: a PNG of segment numbers for each image, and JSON with their classes.
+"""Reads and writes COCO's panoptic format: a PNG of segment numbers per image, and JSON with their classes.
 
 Source: the COCO panoptic format, cocodataset.org and panopticapi.
 Shapes: K classes, H W height and width of an image.
@@ -18,17 +18,17 @@ from detection.segments import Segments
 
 __all__ = ["MAX_ID", "panoptic_annotation", "panoptic_categories", "save_segments", "segment_numbers"]
 
-MAX_ID = (1 << 24) - 1  # of a segment: three bytes of a pixel
+MAX_ID = (1 << 24) - 1  # three bytes of a pixel
 
 
 def save_segments(segments: Segments, path: Path) -> None:
-    """Writes the numbers of the segments to the PNG ``path``; that of a pixel is R + 256 G + 65536 B."""
+    """Writes the segment number of each pixel to the PNG ``path``, as R + 256 G + 65536 B."""
     ids = segments.ids.astype(np.uint32)
     Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)).save(path)
 
 
 def segment_numbers(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Returns the number (H, W) of the segment of each pixel of a PNG (H, W, 3)."""
+    """Returns the segment number (H, W) of each pixel of a PNG (H, W, 3)."""
     red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
     return red + (green << 8) + (blue << 16)
 
@@ -39,10 +39,10 @@ def panoptic_annotation(
     """Returns the entry of the list ``annotations`` for an image.
 
     Args:
-        segments: of the image, each with a pixel.
-        category_ids: (K,) in the data set's own files.
-        image_id: in the data set's own files.
-        file_name: of the PNG.
+        segments: segments of the image, each with at least one pixel.
+        category_ids: (K,) category ids in the data set's files.
+        image_id: id in the data set's files.
+        file_name: name of the PNG.
     """
     infos = list[dict[str, Any]]()
     for segment in segments.found:

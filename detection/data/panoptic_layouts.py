@@ -1,4 +1,4 @@
-"""Recognises COCO's panoptic format: JSON of segments, a folder of their PNGs, and perhaps a file of instances."""
+"""Recognises COCO's panoptic format: a JSON file of segments, a folder of their PNGs, and optionally instances."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["find_coco_panoptic"]
 
 
 def find_coco_panoptic(tree: Tree) -> Layout | None:
-    """Finds COCO panoptic's JSON files, with segments_info, each with its folder of PNGs and its images.
+    """Finds COCO panoptic's JSON files, which have segments_info, and for each its folder of PNGs and its images.
 
-    The instances of the same images, where a file has them, are the objects.
+    If a file has the instances of the same images, these become the objects.
     """
     files = {path: content for path, content in tree.json.items() if is_panoptic(content)}
     coco = find_coco(tree) if files else None

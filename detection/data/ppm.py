@@ -1,4 +1,4 @@
-"""PPM, PGM and PBM files whose header ends soon: Pillow reads it letter by letter, with a comment of any length."""
+"""Reads PPM, PGM and PBM files only if their header is short: Pillow reads a header of any length byte by byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Problems that readers find in a data set: collected first, judged once."""
+"""Problems that readers find in a data set; readers collect them, and one place decides what to do."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Severity = Literal["error", "dropped", "note"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding.
+    """One problem of a data set.
 
     Attributes:
-        severity: "error" stops a training, "dropped" leaves the object out, "note" only tells.
-        kind: short name that equal findings share, such as "box without area".
-        file: the file to open.
+        severity: "error" stops training, "dropped" leaves the object out, "note" only informs.
+        kind: short name shared by problems of one kind, such as "box without area".
+        file: the file to look at.
         detail: the object and the value.
-        count: of images, objects or files that it stands for.
-        images: that show it, where ``file`` is none of them.
-        boxes: where in the first image, pixels; of a box that was cut or left out, as it was written.
+        count: number of images, objects or files with the problem.
+        images: images that show it, if ``file`` is not an image.
+        boxes: place in the first image, pixels; the original box if it was cut or left out.
     """
 
     severity: Severity
@@ -47,10 +47,12 @@ def refuse_errors(
     repair: str = "",
     rest: str = "; resdet check lists them all",
 ) -> None:
-    """Raises if any of ``problems`` is an error; ``repair`` ends the message, and ``rest`` the line of how many more.
+    """Raises if any of ``problems`` is an error.
+
+    ``repair`` ends the message; ``rest`` ends its line with the number of further errors.
 
     Raises:
-        ValueError: names up to ``most`` errors and says how many there are.
+        ValueError: names up to ``most`` errors and their total number.
     """
     errors = [problem for problem in problems if problem.severity == "error"]
     if not errors:
@@ -62,7 +64,7 @@ def refuse_errors(
 
 
 def summarize(problems: Sequence[Problem]) -> str:
-    """Returns one line with the count of every kind that is not an error; empty if there are none."""
+    """Returns one line with the count of every kind of problem that is not an error; empty if there are none."""
     counts = Counter[str]()
     for problem in problems:
         if problem.severity != "error":
@@ -71,6 +73,6 @@ def summarize(problems: Sequence[Problem]) -> str:
 
 
 def listed(items: Collection[object], *, most: int = 10) -> str:
-    """Returns the first ``most`` of ``items`` for a message, and how many more there are."""
+    """Returns the first ``most`` of ``items`` and the number of further ones, for a message."""
     shown = ", ".join(str(item) for item in islice(items, most))
     return f"{shown} and {len(items) - most} more" if len(items) > most else shown or "none"

@@ -1,4 +1,4 @@
-"""Proposals of a whole data set in one file, so that Fast R-CNN can be trained or tested on them alone.
+"""Stores the proposals of a whole data set in one file, for training or testing Fast R-CNN without an RPN.
 
 A .safetensors file with packed arrays: image ids (N,), ends (N,), boxes (M, 4) in pixels of the stored images, best
 first within an image, and scores (M,).
@@ -27,7 +27,7 @@ KINDS = {  # array -> its type and number of dimensions
     "boxes": (torch.float32, 2),
     "scores": (torch.float32, 1),
 }
-ROUNDING = 0.01  # pixels that a box may lie outside
+ROUNDING = 0.01  # pixels by which a box may exceed its image
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,11 @@ def write_proposals(path: Path, proposals: Sequence[Proposals], index: Annotatio
 
 
 def read_proposals(path: str | Path, index: AnnotationIndex) -> StoredProposals:
-    """Returns the proposals at ``path`` in the order of ``index``.
+    """Returns the proposals of the file ``path`` in the order of ``index``.
 
     Raises:
-        ValueError: no such file or not one of proposals; images of ``index`` that it lacks, or others; boxes outside
-            their image or without area.
+        ValueError: the file is missing or holds no proposals, its images are not those of ``index``, or a box is
+            outside its image or without area.
     """
     try:
         require_file(Path(path))

@@ -1,6 +1,6 @@
-"""Recognises the label format of a folder: the table of formats with what speaks for each.
+"""Recognises the label format of a folder with a table of formats and their finders.
 
-A predicate looks at the files and gives the splits as entries of a card, and the reason; None if the format is another.
+A finder looks at the files and returns the splits as entries of a card, and the reason; None for another format.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from detection.data.tree import Tree
 
 __all__ = ["RECOGNISERS", "Recognised", "data_root_of", "recognise"]
 
-# Format -> what finds it; the first that does is taken.
+# Format -> its finder; the first that succeeds is taken.
 RECOGNISERS: dict[FormatName, Callable[[Tree], Layout | None]] = {
     "yolo": find_yolo,
     "coco": find_coco,
@@ -51,11 +51,11 @@ class Recognised:
     """The format and content of a folder.
 
     Attributes:
-        format: of the labels.
-        layout: its splits, and why.
-        folder: absolute; paths of the layout are below it.
-        images: how many image files lie there.
-        others: formats that the folder holds too.
+        format: label format.
+        layout: splits, and the evidence for the format.
+        folder: absolute path; paths of the layout are relative to it.
+        images: number of image files in the folder.
+        others: further formats in the folder.
     """
 
     format: FormatName
@@ -66,7 +66,7 @@ class Recognised:
 
     @property
     def lines(self) -> list[str]:
-        """What was recognised and why, for people."""
+        """The recognised format and the reason, as text."""
         lines = [f"{self.folder}: {FORMATS[self.format].title}, since {self.layout.reason}"]
         lines += [f"  note: {note}" for note in self.layout.notes]
         lines += [f"  note: {FORMATS[name].title} is there too; --format {name} takes it" for name in self.others]
@@ -74,14 +74,14 @@ class Recognised:
 
 
 def recognise(folder: Path, *, format: FormatName | None = None) -> Recognised:
-    """Returns the format of the data set in ``folder``, and where its splits lie.
+    """Returns the format and the splits of the data set in ``folder``.
 
     Args:
-        folder: of images and labels, or a data.yaml in it.
-        format: the one that is wanted; None: the first of the table that fits.
+        folder: folder of images and labels, or a data.yaml in it.
+        format: the expected format; None: the first match of the table.
 
     Raises:
-        ValueError: no such folder, or no format that is known.
+        ValueError: the folder does not exist, or has no known format.
     """
     root = data_root_of(folder)
     tree = Tree(root)
@@ -93,19 +93,19 @@ def recognise(folder: Path, *, format: FormatName | None = None) -> Recognised:
     for name, find in RECOGNISERS.items():
         if (layout := find(tree)) is not None:
             found[name] = layout
-    if len(found) > 1:  # folders with images are in every data set
+    if len(found) > 1:  # every data set has folders of images
         found.pop("image_folder", None)
     if not found or (format is not None and format not in found):
         raise ValueError(_unknown(tree, format))
-    names = sorted(found, key=lambda name: name != format)  # the others stay in the order of the table
+    names = sorted(found, key=lambda name: name != format)  # the others keep the order of the table
     return Recognised(names[0], found[names[0]], tree.folder, len(tree.images), tuple(names[1:]))
 
 
 def data_root_of(word: Path) -> Path:
-    """Returns the folder that ``word`` means: itself, or that of a file in it, or where a data.yaml leads to.
+    """Returns the folder that ``word`` means: itself, the folder of the file ``word``, or the ``path`` of a data.yaml.
 
     Raises:
-        ValueError: it is neither a folder nor a file.
+        ValueError: ``word`` is neither a folder nor a file.
     """
     if word.is_dir():
         return word

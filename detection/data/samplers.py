@@ -1,6 +1,6 @@
-"""Samplers: the images that make up each batch.
+"""Samplers, which choose the images of each batch.
 
-Batch n is a pure function of the seed and n, so a run resumes exactly.
+Batch n depends only on the seed and n, so a run resumes exactly.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ Key = tuple[int, int]  # (position in the run, row of the index)
 
 
 class TrainBatches(Sampler[list[Key]]):
-    """Batches for ever: one shuffled pass over the images after the other.
+    """Endless batches: one shuffled epoch after the other.
 
-    Of several processes each gets its part of every batch, so a batch is the same whatever their number.
+    With several processes, each gets its part of every batch, so batches do not depend on the number of processes.
 
     Args:
         rows: (R,) the rows of the index to train on.
         sizes: (N, 2) height and width of every image of the index.
-        batch_size: images per batch, of all processes.
-        seed: of the run.
-        group_by_aspect: batches of only upright or only lying images, which saves padding.
-        start: number of the batch to begin with.
-        repeats: (R,) how often a pass has each of ``rows``; of a fraction every pass draws anew whether it counts.
-            None: once.
-        share: (number of this process, of how many); the batch size is a multiple of the latter.
+        batch_size: images per batch, over all processes.
+        seed: seed of the run.
+        group_by_aspect: make batches of only portrait or only landscape images, which saves padding.
+        start: number of the first batch.
+        repeats: (R,) how often each of ``rows`` occurs in an epoch; the fractional part is the probability of one more
+            time, drawn anew each epoch.  None: once.
+        share: (rank, world size); the batch size is a multiple of the world size.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TrainBatches(Sampler[list[Key]]):
             groups, rows = self.groups[places], self.rows[places]
             ends = [len(batch) + int((groups == group).sum()) for group, batch in enumerate(waiting)]
             full = sum(end // self.batch_size for end in ends)
-            if number + full <= self.start:  # all of the pass is skipped
+            if number + full <= self.start:  # the whole epoch is skipped
                 for group, batch in enumerate(waiting):
                     members = (groups == group).nonzero().flatten()[-self.batch_size :].tolist()
                     batch += [(position + member, int(rows[member])) for member in members]
@@ -81,7 +81,7 @@ class TrainBatches(Sampler[list[Key]]):
             position += len(places)
 
     def _passes(self) -> Iterator[Tensor]:
-        """Yields the places among ``rows``, in the order of one epoch after the other."""
+        """Yields for each epoch the positions among ``rows`` in shuffled order."""
         generator = torch.Generator().manual_seed(self.seed)
         while True:
             if self.repeats is None:
@@ -93,19 +93,19 @@ class TrainBatches(Sampler[list[Key]]):
 
 
 def repeat_factors(index: AnnotationIndex, rows: Tensor, threshold: float) -> Tensor:
-    """Returns how often (R,) a pass has each image of ``rows`` (R,), float32, so that rare classes are seen more often.
+    """Returns the repeat factor (R,), float32, of each image of ``rows`` (R,), so that rare classes occur more often.
 
-    For a class c that the share f(c) of these images has, r(c) = max(1, sqrt(threshold / f(c))); an image has the
-    largest r of its classes.  Objects that are ignored do not count.
+    A class c that occurs in the fraction f(c) of these images has r(c) = max(1, sqrt(threshold / f(c))).  An image gets
+    the largest r of its classes.  Ignored objects do not count.
 
     Source: Gupta et al. 2019, "LVIS", appendix, repeat factor sampling.
     """
     num_classes, counts = len(index.class_names), torch.diff(index.ends, prepend=index.ends.new_zeros(1))
     places = torch.full((len(index),), -1)
     places[rows] = torch.arange(len(rows))
-    owners = places.repeat_interleave(counts)  # (M,) the place in ``rows`` of the image of each object
+    owners = places.repeat_interleave(counts)  # (M,) position in ``rows`` of each object's image
     counted = (owners >= 0) & ~index.ignore
-    pairs = (owners * num_classes + index.labels)[counted].unique()  # an image and one of its classes each
+    pairs = (owners * num_classes + index.labels)[counted].unique()  # (image, class), each once
     images, classes = pairs // num_classes, pairs % num_classes
     shares = classes.bincount(minlength=num_classes) / len(rows)
     repeats = (threshold / shares).sqrt().clamp(min=1)
@@ -115,7 +115,7 @@ def repeat_factors(index: AnnotationIndex, rows: Tensor, threshold: float) -> Te
 class TestBatches(Sampler[list[Key]]):
     """Every one of ``rows`` once, in batches of ``batch_size``."""
 
-    __test__ = False  # the name is no test case
+    __test__ = False  # pytest would collect it by its name
 
     def __init__(self, rows: Sequence[int], *, batch_size: int = 1) -> None:
         self.rows, self.batch_size = rows, batch_size

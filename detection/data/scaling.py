@@ -1,7 +1,8 @@
-"""albumentations' transforms that scale, with keypoints counted from the middle of a pixel as by all others.
+"""albumentations' scaling transforms, with keypoints measured from pixel centres, as in its other transforms.
 
-Those of albumentations multiply a keypoint's place by the scale, which is right for places counted from the corner of
-the image; a flip or a rotation of theirs is right for places counted from the middle of the first pixel.
+albumentations' scaling transforms multiply keypoint coordinates by the scale, which is right for coordinates measured
+from the corner of the image.  Its flips and rotations are right for coordinates measured from the centre of the first
+pixel.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Rows = NDArray[np.float32]  # (N, 5 or more): x, y, ...
 
 
 class _FromMiddles(A.DualTransform):
-    """Comes before the class of a transform that scales."""
+    """Mixin before the class of a scaling transform; shifts keypoints from pixel centres to the corner and back."""
 
     def apply_to_keypoints(self, keypoints: Rows, *args: Any, **params: Any) -> Rows:
         moved = super().apply_to_keypoints(_shifted(keypoints, PIXEL_MIDDLE), *args, **params)
@@ -51,7 +52,7 @@ class _Resize(_FromMiddles, A.Resize): ...
 class _SmallestMaxSize(_FromMiddles, A.SmallestMaxSize): ...
 
 
-# By the name in albumentations.
+# By name in albumentations.
 SCALING: dict[str, type[A.DualTransform]] = {
     "CropAndPad": _CropAndPad,
     "LongestMaxSize": _LongestMaxSize,

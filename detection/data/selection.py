@@ -1,6 +1,6 @@
-"""The part of a split's images that a card takes: those of a list, or a fraction that a seed draws.
+"""Selects some of a split's images for a card: those of a list, or a random fraction.
 
-Both are keys of a split of any format, beside the format's own: {list: train.txt}, {fraction: [0, 0.8], seed: 0}.
+Both are keys of a split of any format, in addition to its own: {list: train.txt}, {fraction: [0, 0.8], seed: 0}.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ __all__ = ["Selection", "select_images", "split_entry"]
 
 @checked
 class Selection:
-    """Says which images of a split are taken."""
+    """The images of a split that are taken."""
 
-    list: str | None = None  # a text file with an image a line, by its path below the data set's folder; null: all
-    # The share of the images, or from which share to which: [0, 0.8] and [0.8, 1] share no image.
+    list: str | None = None  # text file with one image per line, by its path below the data set's folder; null: all
+    # The fraction of the images, or a range of fractions: [0, 0.8] and [0.8, 1] share no image.
     fraction: Fraction | Annotated[tuple[Fraction, ...], Field(min_length=2, max_length=2)] = 1.0
     seed: Annotated[int, Field(ge=0)] = field(default=0)  # of the order in which fractions are taken
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """From which share of the images to which."""
+        """The range of fractions of the images."""
         return (0.0, self.fraction) if isinstance(self.fraction, float | int) else (self.fraction[0], self.fraction[1])
 
 
 def split_entry(entry: dict[str, Any], *, own_list: bool) -> tuple[dict[str, Any], Selection]:
-    """Returns the keys of ``entry`` that the format's reader takes, and which images are taken.
+    """Returns the keys of ``entry`` for the format's reader, and the selection of images.
 
     Args:
-        entry: of a split in a card.
-        own_list: the format has a key ``list`` of its own.
+        entry: entry of a split in a card.
+        own_list: whether the format has its own key ``list``.
 
     Raises:
-        ValueError: a value that a key does not take.
+        ValueError: a key has an invalid value.
     """
     names = {"fraction", "seed"} | (set() if own_list else {"list"})
     taken = {key: value for key, value in entry.items() if key in names}
@@ -53,14 +53,14 @@ def split_entry(entry: dict[str, Any], *, own_list: bool) -> tuple[dict[str, Any
 
 
 def select_images(index: AnnotationIndex, folder: Path, selection: Selection) -> tuple[AnnotationIndex, list[Problem]]:
-    """Returns the images of ``index`` that ``selection`` takes, and a Problem for each name that finds none.
+    """Returns the images of ``index`` that ``selection`` takes, and a Problem for each listed name without an image.
 
-    The images of a list come in its order.  Which images a fraction has depends on the seed and on their names.
+    The images of a list keep its order.  The images of a fraction depend on the seed and on their names.
 
     Args:
-        index: of the whole split.
-        folder: of the data set.
-        selection: what is taken.
+        index: the whole split.
+        folder: folder of the data set.
+        selection: the images to take.
     """
     problems = list[Problem]()
     if selection.list is not None:
@@ -104,6 +104,6 @@ def _stem(name: str) -> str:
 
 
 def _draw(path: str, folder: Path, seed: int) -> bytes:
-    """Returns the order of the images, the same wherever the data set lies."""
+    """Returns the sort key of the image ``path``, which does not depend on the place of the data set."""
     relative = Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
     return hashlib.sha256(f"{seed}:{relative}".encode()).digest()

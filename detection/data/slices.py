@@ -1,4 +1,4 @@
-"""Training on windows of large images, cut by the same rule as in testing (detection/windows.py).
+"""Training on windows of large images, cut in the same way as in testing (detection/windows.py).
 
 Shapes: N images, W windows of all of them, G objects of an image.
 """
@@ -27,12 +27,12 @@ class Slices:
     """The windows of the images of an index.
 
     Attributes:
-        images: (W,) int64, the row of each window's image.
+        images: (W,) int64, row of each window's image.
         corners: (W, 2) int64 top, left.
         sizes: (W, 2) int64 height, width.
-        wanted: (W,) int64, objects of each that are not ignored; with label maps 1 where the image has one.
-        visible: share of an object's box that a window must show for it to be wanted.
-        empty: share of windows without an object among those of an epoch, at most.
+        wanted: (W,) int64, number of objects that are not ignored; with label maps 1 if the image has one.
+        visible: fraction of an object's box that a window must show for the object to count.
+        empty: upper limit of the fraction of windows without an object in an epoch.
     """
 
     images: Tensor
@@ -43,15 +43,15 @@ class Slices:
     empty: float
 
     def window(self, number: int) -> Window:
-        """Returns the window of this number."""
+        """Returns the window ``number``."""
         (top, left), (height, width) = self.corners[number].tolist(), self.sizes[number].tolist()
         return Window((top, left), (height, width))
 
     def of_images(self, rows: Tensor, repeats: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns the windows (V,) of the images ``rows`` (R,), and how often (V,) an epoch has each.
+        """Returns the windows (V,) of the images ``rows`` (R,), and how often (V,) each occurs in an epoch.
 
-        Windows with an object come as often as ``repeats`` (R,) says of their image, or once; those without as often
-        as makes them at most the share ``empty`` of an epoch, chosen anew each time.
+        A window with an object occurs as often as its image in ``repeats`` (R,), or once.  Windows without an object
+        are sampled anew for each epoch, so that they make up at most the fraction ``empty`` of it.
         """
         factors = torch.zeros(int(self.images.max()) + 1)
         factors[rows] = torch.ones(len(rows)) if repeats is None else repeats
@@ -72,11 +72,11 @@ def cut_index(
 
     Args:
         index: images and objects.
-        side: of a window, pixels of the stored image.
-        overlap: share of a side that neighbours have in common, at least.
-        visible: share of an object's box that a window must show for it to be wanted there.
-        empty: share of windows without an object among those of an epoch, at most.
-        whole: an image of several windows is one more itself.
+        side: side of a window, pixels of the stored image.
+        overlap: smallest overlap of neighbouring windows, as a fraction of the side.
+        visible: fraction of an object's box that a window must show for the object to count there.
+        empty: upper limit of the fraction of windows without an object in an epoch.
+        whole: add the whole image as a further window if it has several.
     """
     images, shown, wanted = list[int](), list[Window](), list[int]()
     labelled = None if index.label_maps is None else index.label_maps.labelled()
@@ -104,11 +104,11 @@ def cut_index(
 def cut(
     image: NDArray[np.uint8], target: Target, window: Window, *, visible: float
 ) -> tuple[NDArray[np.uint8], Target]:
-    """Returns what ``window`` shows of an image (H, W, 3), and of its objects, in pixels of the window.
+    """Returns the part of an image (H, W, 3) in ``window``, and its objects, in pixels of the window.
 
-    Boxes, fields and the label map are cut.  An object of which less than the share ``visible`` of its box is seen is
-    ignored: neither an object to find nor background.  One of which less than a pixel, or nothing of a field that it
-    had (its mask), is seen is not there.
+    Boxes, fields and the label map are cut.  An object is ignored (neither positive nor background) if the window shows
+    less than the fraction ``visible`` of its box.  It is dropped if less than a pixel of it, or nothing of a field that
+    it had (its mask), is left.
     """
     rows, columns = window.slices
     (top, left), size = window.corner, (image.shape[0], image.shape[1])
@@ -125,7 +125,7 @@ def cut(
 
 
 def _share(boxes: Tensor, window: Window) -> Tensor:
-    """Returns the share (G,), 0..1, of each of ``boxes`` (G, 4), in pixels of the image, that ``window`` shows."""
+    """Returns the fraction (G,) of each of ``boxes`` (G, 4), in pixels of the image, that ``window`` shows."""
     (top, left), sizes = window.corner, areas(boxes)
     shown = clip(boxes - boxes.new_tensor([left, top, left, top]), window.size)
     return torch.where(sizes > 0, areas(shown) / sizes.clamp(min=torch.finfo(sizes.dtype).tiny), 0.0)

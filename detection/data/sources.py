@@ -1,7 +1,7 @@
-"""Images to predict, from wherever they are: files, folders, addresses, arrays, PIL images, videos and cameras.
+"""Reads images to predict from files, folders, URLs, arrays, PIL images, videos and cameras.
 
-Pictures come one by one, so memory does not grow with their number.  What can't be read is a picture without pixels,
-which has the reason.
+Pictures are yielded one by one, so memory does not grow with their number.  An unreadable source gives a picture
+without pixels but with the error.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = ["Picture", "Source", "is_url", "pictures", "read_picture"]
 
 Source = str | Path | int | NDArray[np.uint8] | Image.Image  # a number is a camera
 
-URL_BYTES = 64 << 20  # an image of MAX_PIXELS as a JPEG of good quality has less
-URL_TIMEOUT, URL_SECONDS = 10.0, 60.0  # without a byte, and in all
+URL_BYTES = 64 << 20  # more than a JPEG of good quality with MAX_PIXELS
+URL_TIMEOUT, URL_SECONDS = 10.0, 60.0  # seconds without a byte, and in all
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,11 +37,11 @@ class Picture:
     """An image to predict.
 
     Attributes:
-        source: path or address; "array" or "camera 0" where there is none.
-        pixels: (H, W, 3) RGB; None where it can't be read.
+        source: path or URL, or a name such as "array" or "camera 0".
+        pixels: (H, W, 3) RGB; None if it can't be read.
         error: why it can't be read, or "".
-        frame: its number in a video, from 0.
-        fps: frames per second of the video, 0 where it is not known.
+        frame: number of the frame in a video, from 0.
+        fps: frames per second of the video, 0 if unknown.
     """
 
     source: str
@@ -52,24 +52,24 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """The source, of a frame "VIDEO#NUMBER"."""
+        """The source; for a frame "VIDEO#NUMBER"."""
         return self.source if self.frame is None else f"{self.source}#{self.frame}"
 
 
 def is_url(source: object) -> bool:
-    """Tells whether ``source`` is an address on the web."""
+    """Returns whether ``source`` is a URL."""
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
 def pictures(sources: Source | Iterable[Source], *, max_frames: int | None = None) -> Iterator[Picture]:
-    """Yields the image of each of ``sources``; of a folder those in it and its subfolders, of a video its frames.
+    """Yields the images of ``sources``; a folder gives those in it and its subfolders, a video its frames.
 
     Args:
-        sources: one, or any number of them.
-        max_frames: of each video and camera; None: all, and of a camera without end.
+        sources: one source or several.
+        max_frames: limit for each video and camera; None: all frames, and a camera never ends.
 
     Raises:
-        ValueError: an array that is no image.
+        ValueError: an array is no image.
     """
     if isinstance(sources, str | Path | int | np.ndarray | Image.Image):
         sources = [sources]
@@ -83,11 +83,11 @@ def pictures(sources: Source | Iterable[Source], *, max_frames: int | None = Non
 
 
 def read_picture(source: Source) -> Picture:
-    """Returns the one image that ``source`` is: a file, an address, an array or a PIL image.
+    """Returns the single image of ``source``: a file, a URL, an array or a PIL image.
 
     Raises:
-        ImageError: it can't be read, or is no single image.
-        ValueError: an array that is no image.
+        ImageError: the source can't be read, or is no single image.
+        ValueError: an array is no image.
     """
     if isinstance(source, int) or _is_video(source) or (not is_url(source) and _is_folder(source)):
         raise ImageError(f"{source} is no single image; read it with predictor.stream({source!r})")
@@ -102,7 +102,7 @@ def read_picture(source: Source) -> Picture:
 
 
 def _loaded(source: Source) -> Picture:
-    """Returns ``read_picture``'s, or where that can't be read one with the reason."""
+    """Returns the picture of ``read_picture``; if it can't be read, one with the error."""
     try:
         return read_picture(source)
     except (ImageError, OSError) as error:
@@ -155,19 +155,19 @@ def _from_url(url: str) -> NDArray[np.uint8]:
 
 
 def _download(url: str) -> bytes:
-    """Returns the content at ``url``, which is bounded in size and time.
+    """Returns the content at ``url``, within limits of size and time.
 
     Raises:
-        ValueError: it has too many bytes.
-        OSError: the server refuses, is silent or too slow.
+        ValueError: the content has too many bytes.
+        OSError: the server refuses, does not answer or is too slow.
     """
     end, content = time.monotonic() + URL_SECONDS, bytearray()
-    # Redirections are followed to http, https and ftp alone, so never to a file of this machine.
+    # urllib follows redirects only to http, https and ftp, so never to a file of this machine.
     with urlopen(Request(url, headers={"User-Agent": "resdet"}), timeout=URL_TIMEOUT) as response:
         while part := response.read1(1 << 16):
             content += part
             if len(content) > URL_BYTES:
-                raise ValueError(f"it has more than {URL_BYTES >> 20} MiB; download it and give the file")
+                raise ValueError(f"it has more than {URL_BYTES >> 20} MiB; download it and pass its path")
             if time.monotonic() > end:
-                raise TimeoutError(f"it did not come in {URL_SECONDS:.0f} s; download it and give the file")
+                raise TimeoutError(f"it took more than {URL_SECONDS:.0f} s; download the file and pass its path")
     return bytes(content)

@@ -1,7 +1,7 @@
-"""Divides images into training, validation and test sets: by groups, with each class in every set.
+"""Divides images into training, validation and test sets, by groups and stratified by class.
 
-Images of one group stay together: frames of a video, versions of a picture, copies.  Groups go where their classes are
-missed most (iterative stratification), the rarest classes first.
+Images of one group stay together: frames of a video, versions of an image, copies.  A group goes to the set that needs
+its classes most (iterative stratification), the rarest classes first.
 Source: Sechidis et al. 2011, "On the Stratification of Multi-Label Data".
 
 Shapes: N images, K classes, S sets.
@@ -21,24 +21,24 @@ from detection.data.index import AnnotationIndex
 
 __all__ = ["Grouping", "class_counts", "divide", "group_images", "join_groups"]
 
-# A picture's frame number, or what Roboflow adds to the names of augmented versions.
+# A frame number, or Roboflow's suffix of augmented versions.
 FRAME = re.compile(r"[-_. ]?(frame|img|f)?[-_. ]?\d+$", re.IGNORECASE)
 VERSION = re.compile(r"\.rf\.[0-9a-zA-Z]+$")
-LEAST_GROUPS = 8  # fewer can't be dealt out to three sets
-LARGEST_GROUP = 0.3  # of all images
+LEAST_GROUPS = 8  # fewer can't be divided among three sets
+LARGEST_GROUP = 0.3  # fraction of all images
 
 Grouping = tuple[list[str], str]  # group of each image, and the rule in words
 
 
 def group_images(paths: Sequence[str], *, pattern: str | None = None) -> Grouping:
-    """Returns the group of each of ``paths`` and by which rule.
+    """Returns the group of each of ``paths``, and the rule that was used.
 
-    The first of these rules that gives groups which can be dealt out: the name without its frame number, the folder,
-    every image for itself.  Versions that Roboflow made of one picture are one group in any case.
+    Without a ``pattern``, the rule is the first of these whose groups can be divided: the name without its frame
+    number, the folder, each image by itself.  Versions that Roboflow made of one image are always one group.
 
     Args:
-        paths: of the images.
-        pattern: regular expression on the path; its first group, else the whole match, names the group.
+        paths: image files.
+        pattern: regular expression on the path; its first group, or else the whole match, names the group.
 
     Raises:
         ValueError: ``pattern`` is no regular expression.
@@ -64,7 +64,7 @@ def group_images(paths: Sequence[str], *, pattern: str | None = None) -> Groupin
 
 
 def join_groups(groups: Sequence[str], pairs: Iterable[tuple[int, int]]) -> list[str]:
-    """Returns ``groups`` of the images with those joined that an image of each of ``pairs`` (rows) is in."""
+    """Returns the ``groups`` of the images after joining the two groups of each of ``pairs`` (rows)."""
     above = {group: group for group in groups}
 
     def root(group: str) -> str:
@@ -79,7 +79,7 @@ def join_groups(groups: Sequence[str], pairs: Iterable[tuple[int, int]]) -> list
 
 
 def class_counts(index: AnnotationIndex) -> NDArray[np.int64]:
-    """Returns the objects (N, K) of each image and class that are not ignored."""
+    """Returns the number (N, K) of objects of each image and class that are not ignored."""
     counts = np.zeros((len(index), len(index.class_names)), dtype=np.int64)
     for row in range(len(index)):
         objects = index.objects(row)
@@ -91,24 +91,24 @@ def class_counts(index: AnnotationIndex) -> NDArray[np.int64]:
 def divide(
     groups: Sequence[str], counts: NDArray[np.int64], shares: Mapping[str, float], *, seed: int
 ) -> dict[str, list[int]]:
-    """Returns the rows of the images of each set, rising.
+    """Returns the sorted rows of the images of each set.
 
     Args:
-        groups: of the N images.
-        counts: objects (N, K) of each image and class.
-        shares: set -> share of the images; they add up to 1.
-        seed: another one divides otherwise.
+        groups: group of each of the N images.
+        counts: number (N, K) of objects of each image and class.
+        shares: set -> fraction of the images; the fractions add up to 1.
+        seed: seed of the order of the groups.
     """
     members = dict[str, list[int]]()
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
     names, sizes = [*shares], [*members.values()]
     generator = np.random.default_rng(seed)
-    # An image is wanted as an object of one more class is, so that sets without objects are divided too.
+    # Images count like one more class, so that sets without objects are divided too.
     amounts = np.array([[len(rows), *(counts[rows] > 0).sum(axis=0)] for rows in sizes], dtype=np.float64)
     amounts = amounts.reshape(-1, 1 + counts.shape[1])
     totals = np.maximum(amounts.sum(axis=0), 1)
-    wanted = np.array([[shares[name]] for name in names]) * amounts.sum(axis=0)  # (S, 1 + K) still
+    wanted = np.array([[shares[name]] for name in names]) * amounts.sum(axis=0)  # (S, 1 + K) still needed
     rarest = np.where(amounts > 0, totals, np.inf).min(axis=1)
     order = sorted(generator.permutation(len(sizes)), key=lambda number: (rarest[number], -len(sizes[number])))
     found = {name: list[int]() for name in names}

@@ -1,6 +1,6 @@
-"""Transforms of pixels, boxes and their fields together: augmentation by albumentations, and resizing.
+"""Transforms of images together with boxes and their fields: augmentation by albumentations, and resizing.
 
-Chance comes from a ``seed`` alone.
+Randomness depends only on a ``seed``.
 
 Shapes: H W height and width, M objects.
 """
@@ -27,7 +27,7 @@ from detection.data.label_pixels import nearest, on_canvas
 from detection.fields.table import FIELDS, Field, carried
 from detection.structures import VOID, Target
 
-# Importing it asks a server for its newest version unless this is set; nothing later reads the variable.
+# Without this, importing albumentations asks a server for its newest version; nothing later reads the variable.
 _update = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A  # noqa: E402, N812  # after the variable; the name that its documentation uses
@@ -42,14 +42,14 @@ from detection.data.scaling import SCALING  # noqa: E402  # which imports it too
 __all__ = ["Augment", "Change", "Jitter", "RandomResize", "Resize", "full_size"]
 
 LABEL_MAP = "label_map"
-# Of albumentations' transforms: those that take a mask for something else than labels.
+# albumentations' transforms that use a mask for something other than labels.
 NOT_OF_LABELS = (A.Morphological, A.MaskDropout, A.OverlayElements, A.Mosaic)
-PADDING = (124, 116, 104)  # of a canvas: ImageNet's mean colour, which normalisation makes about zero
+PADDING = (124, 116, 104)  # colour of padding: ImageNet's mean, about zero after normalisation
 MIN_SIDE = 1.0  # pixels
 
 
 class Change(Protocol):
-    """A change of an image and its target together: an augmentation, a scale, a corruption."""
+    """A joint change of an image and its target: augmentation, resizing or corruption."""
 
     def __call__(
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]
@@ -58,7 +58,7 @@ class Change(Protocol):
 
 @dataclass(frozen=True)
 class Resize:
-    """Scales an image so that its shorter side is ``shorter``, unless its longer side would exceed ``longer``.
+    """Scales an image to the shorter side ``shorter``, or less where its longer side would exceed ``longer``.
 
     Source: Fast R-CNN, section 4.1; py-faster-rcnn's 600 and 1000.
     """
@@ -67,12 +67,12 @@ class Resize:
     longer: int
 
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Returns the (height, width) that an image of ``size`` gets."""
+        """Returns the (height, width) of a resized image of ``size``."""
         factor = min(self.shorter / min(size), self.longer / max(size))
         return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
     def chosen(self, seed: Sequence[int]) -> Resize:
-        """Returns itself, as nothing is drawn."""
+        """Returns itself, as nothing is random."""
         return self
 
     def __call__(
@@ -83,7 +83,7 @@ class Resize:
         seed: Sequence[int] = (),
         out: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[np.uint8], Target]:
-        """Resizes the image (H, W, 3), into ``out`` if it is given, and its target; ``seed`` does not matter."""
+        """Resizes the image (H, W, 3), into ``out`` if given, and its target; ``seed`` is not used."""
         size = image.shape[0], image.shape[1]
         new_size = self.size(size)
         resized = cv2.resize(image, (new_size[1], new_size[0]), dst=out, interpolation=cv2.INTER_LINEAR)
@@ -97,13 +97,13 @@ class Resize:
 def full_size(
     image: NDArray[np.uint8], target: Target, *, seed: Sequence[int] = ()
 ) -> tuple[NDArray[np.uint8], Target]:
-    """Returns the image (H, W, 3), a copy, and its target as they are: a tester of windows resizes each itself."""
+    """Returns a copy of the image (H, W, 3) and its target without resizing, as testing on windows resizes each."""
     return image.copy(), target
 
 
 @dataclass(frozen=True)
 class RandomResize:
-    """``Resize`` with one of ``shorters``, each as likely as the others."""
+    """``Resize`` to one of ``shorters``, chosen uniformly at random."""
 
     shorters: tuple[int, ...]
     longer: int
@@ -111,20 +111,20 @@ class RandomResize:
     def __call__(
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]
     ) -> tuple[NDArray[np.uint8], Target]:
-        """Returns the image (H, W, 3) and its target, both resized."""
+        """Returns the resized image (H, W, 3) and its target."""
         return self.chosen(seed)(image, target)
 
     def chosen(self, seed: Sequence[int]) -> Resize:
-        """Returns the scale that ``seed`` draws."""
+        """Returns the ``Resize`` chosen by ``seed``."""
         return Resize(int(_chance(seed).choice(self.shorters)), self.longer)
 
 
 @dataclass(frozen=True)
 class Jitter:
-    """Large-scale jitter: a random scale, then a random crop where the image exceeds the canvas, and padding below it.
+    """Large-scale jitter: random scaling, then a random crop if the image exceeds the canvas, or padding otherwise.
 
-    The image is made to fit a square whose side is ``low`` to ``high`` times the canvas's.  An object goes if less than
-    a pixel of its width or height is left in the canvas, or nothing of a field that was there (its mask).
+    The image is scaled to fit a square with ``low`` to ``high`` times the canvas's side.  An object is dropped if less
+    than a pixel of its width or height, or nothing of a field that it had (its mask), is left in the canvas.
 
     Args:
         size: side of the canvas, pixels.
@@ -140,7 +140,7 @@ class Jitter:
     def __call__(
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]
     ) -> tuple[NDArray[np.uint8], Target]:
-        """Returns the canvas (size, size, 3), which has the image at its top left, and its target."""
+        """Returns the canvas (size, size, 3), with the image at its top left, and its target."""
         chance = _chance(seed)
         side = self.size * chance.uniform(self.low, self.high)
         size = image.shape[0], image.shape[1]
@@ -154,7 +154,7 @@ class Jitter:
         return canvas, self._move(target, size, (height, width), (top, left))
 
     def _move(self, target: Target, size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, int]) -> Target:
-        """Moves ``target``, of ``size``, into the canvas whose ``corner`` (y, x) lies in the ``resized`` image."""
+        """Moves ``target``, of an image of ``size``, to the canvas at ``corner`` (y, x) of the ``resized`` image."""
         top, left = corner
         shown = min(self.size, resized[0]), min(self.size, resized[1])
         boxes = clip(scale(target.boxes, size, resized) - torch.tensor([left, top, left, top]), shown)
@@ -168,24 +168,24 @@ class Jitter:
 
 
 def _chance(seed: Sequence[int]) -> np.random.Generator:
-    """Returns random numbers that are not those of ``Augment`` with the same seed."""
+    """Returns a random generator that differs from that of ``Augment`` for the same seed."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
 
 
 class Augment:
-    """A pipeline of albumentations transforms, named as in albumentations.
+    """A pipeline of albumentations' transforms, under their names.
 
     Args:
-        steps: one {name: arguments} each, applied in order, such as {"HorizontalFlip": {"p": 0.5}}.
-        fields: operations on what targets may have; None: the table's.
+        steps: {name: arguments} of each transform, applied in order, such as {"HorizontalFlip": {"p": 0.5}}.
+        fields: operations on the fields of targets; None: those of the table.
 
     Raises:
-        ValueError: a transform that albumentations lacks, or arguments that it refuses.
+        ValueError: albumentations lacks a transform or refuses its arguments.
     """
 
     def __init__(self, steps: Sequence[Mapping[str, Any]], fields: Mapping[str, Field] | None = None) -> None:
         self._steps, self._fields = tuple(steps), FIELDS if fields is None else fields
-        self._composed = dict[tuple[str, ...], A.Compose]()  # by what follows: fields, and perhaps label maps
+        self._composed = dict[tuple[str, ...], A.Compose]()  # by what is transformed: fields, and perhaps LABEL_MAP
         self._compose(())
 
     def _compose(self, names: tuple[str, ...]) -> A.Compose:
@@ -207,18 +207,18 @@ class Augment:
 
     @cached_property
     def _pixels_only(self) -> A.Compose:
-        # Transforms of its own: each knows from the last Compose that it is put into what becomes of its boxes.
+        # Each pipeline needs its own transforms, since a transform takes its box settings from its last Compose.
         return A.Compose([_transform(step) for step in self._steps])
 
     def __call__(
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]
     ) -> tuple[NDArray[np.uint8], Target]:
-        """Returns the image (H, W, 3) and its target, changed together; the same ``seed`` gives the same change.
+        """Returns the augmented image (H, W, 3) and its target; the same ``seed`` gives the same change.
 
-        Objects that leave the image are dropped; pixels of the label map that came from nowhere are VOID.
+        Objects outside the image are dropped; pixels of the label map from outside the image are VOID.
 
         Raises:
-            ValueError: a step that can't change this image, such as a crop larger than it.
+            ValueError: a step can't be applied to this image, such as a crop larger than it.
         """
         if not self._steps:
             return image, target
@@ -232,15 +232,15 @@ class Augment:
         for _, field, values in following:
             given |= field.to_albumentations(values, (height, width))
         if target.label_map is not None:
-            given["mask"] = VOID - target.label_map.numpy()  # what lies outside becomes 0
+            given["mask"] = VOID - target.label_map.numpy()  # pixels from outside become 0
         result = self._apply(compose, image, **given)
         return _unpack(result, target, self._fields)
 
     def pixels(self, image: NDArray[np.uint8], *, seed: Sequence[int]) -> NDArray[np.uint8]:
-        """Returns the image (H, W, 3) as ``__call__`` changes it with ``seed``, in half the time, as no boxes move.
+        """Returns the image (H, W, 3) of ``__call__`` with ``seed`` in half the time, as no boxes are transformed.
 
         Raises:
-            ValueError: a transform chooses by the boxes, or can't change this image.
+            ValueError: a transform depends on the boxes, or can't be applied to this image.
         """
         if not self._steps:
             return image
@@ -252,7 +252,7 @@ class Augment:
             return compose(image=image, **given)
         except MemoryError:
             raise
-        except Exception as error:  # albumentations has exceptions of its own, and OpenCV's pass through it
+        except Exception as error:  # albumentations' own exceptions, and OpenCV's
             if isinstance(error, KeyError) and not given:
                 message = f"data.augment has a transform that needs {error}, and here are only images"
                 raise ValueError(message) from error
@@ -260,7 +260,7 @@ class Augment:
             raise ValueError(f"{self._described(number, image)}: {error}; {self._repair(number)}") from error
 
     def _described(self, number: int | None, image: NDArray[np.uint8]) -> str:
-        """Returns the step ``number`` (0 is the first) that failed on ``image``, for a message."""
+        """Returns a message about the failed step ``number`` (from 0) and ``image``."""
         step = "data.augment" if number is None else f"data.augment, step {number + 1}, {dict(self._steps[number])},"
         return f"{step} failed on an image of {image.shape[1]}x{image.shape[0]} pixels"
 
@@ -274,7 +274,7 @@ class Augment:
         return f"change the arguments of {name} or leave it out"
 
     def _seed(self, compose: A.Compose, seed: Sequence[int]) -> None:
-        # Compose would hand one seed to every transform, and all of them would draw the same numbers.
+        # Compose would give all transforms the same seed, and so the same random numbers.
         seeds = np.random.SeedSequence(seed).generate_state(len(self._steps) + 1)
         compose.set_random_seed(int(seeds[0]))
         for transform, own in zip(compose.transforms, seeds[1:], strict=True):
@@ -282,7 +282,7 @@ class Augment:
 
 
 def _failed(transforms: Sequence[Any], error: Exception) -> int | None:
-    """Returns the number of the transform that raised ``error``; None if it was raised outside them."""
+    """Returns the number of the transform that raised ``error``; None if it was raised outside of them."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self")
         for number, transform in enumerate(transforms):
@@ -322,10 +322,10 @@ def _unpack(result: Mapping[str, Any], target: Target, fields: Mapping[str, Fiel
 
 
 def _suit_labels(transform: A.BasicTransform) -> None:
-    """Makes ``transform`` take the nearest label, and nothing (0) for what lies outside.
+    """Makes ``transform`` use nearest-neighbour interpolation for labels, and 0 for pixels from outside.
 
     Raises:
-        ValueError: it has no meaning for labels.
+        ValueError: the transform has no meaning for labels.
     """
     if isinstance(transform, NOT_OF_LABELS):
         raise ValueError(f"data.augment: {type(transform).__name__} does not move label maps; leave it out")
@@ -336,14 +336,14 @@ def _suit_labels(transform: A.BasicTransform) -> None:
         options.mask_interpolation = cv2.INTER_NEAREST_EXACT if resizing else cv2.INTER_NEAREST
     if getattr(options, "area_for_downscale", None) == "image_mask":
         options.area_for_downscale = "image"
-    for name in ("fill_mask", "mask_drop_value"):  # None: the labels stay
+    for name in ("fill_mask", "mask_drop_value"):  # None: labels are unchanged
         if getattr(options, name, None) is not None:
             setattr(options, name, 0)
 
 
 def _transform(step: Mapping[str, Any]) -> A.BasicTransform:
     if len(step) != 1:
-        raise ValueError(f"an augmentation step reads {{name: arguments}}, got {dict(step)}")
+        raise ValueError(f"an augmentation step has the form {{name: arguments}}, got {dict(step)}")
     ((name, arguments),) = step.items()
     kind = getattr(A, name, None)
     if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform)):
@@ -353,7 +353,7 @@ def _transform(step: Mapping[str, Any]) -> A.BasicTransform:
         raise ValueError(f"albumentations has no transform {name!r}{hint}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # an unknown argument is only warned of
+            warnings.simplefilter("error", UserWarning)  # albumentations only warns of an unknown argument
             return SCALING.get(name, kind)(**(arguments or {}))
     except (TypeError, ValueError, NotImplementedError, UserWarning) as error:
         raise ValueError(f"augmentation {name} does not take {arguments}: {error}") from error

@@ -1,4 +1,4 @@
-"""The files below a folder by kind, and what their names say of splits: what the recognition of formats looks at."""
+"""The files below a folder by kind, and the splits in their names, for the recognition of label formats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detection.data.objects import IMAGE_SUFFIXES
 __all__ = ["SPLITS", "Tree", "split_of", "topmost"]
 
 SPLITS = ("train", "val", "test")
-# Word in a name -> the split that it means
+# Word in a name -> split
 WORDS = {
     "train": "train",
     "training": "train",
@@ -29,15 +29,15 @@ WORDS = {
     "test": "test",
     "testing": "test",
 }
-MAX_JSON = 60  # files that are opened to see what they hold
-SAMPLED = 20  # names of a label file that are looked for
+MAX_JSON = 60  # JSON files that are opened
+SAMPLED = 20  # names of a label file that are searched for
 
 
 class Tree:
-    """The files below ``folder``, hidden ones left out.
+    """The files below ``folder``, without hidden ones.
 
     Args:
-        folder: that is looked at; it becomes absolute.
+        folder: the folder; made absolute.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,18 +49,18 @@ class Tree:
             self.files += [below / name for name in sorted(names) if not name.startswith(".")]
 
     def having(self, *suffixes: str) -> list[PurePosixPath]:
-        """Returns the files with one of ``suffixes``, those nearer to the folder first."""
+        """Returns the files with one of ``suffixes``, those nearest to the folder first."""
         found = [path for path in self.files if path.suffix.lower() in suffixes]
         return sorted(found, key=lambda path: (len(path.parts), path))
 
     @cached_property
     def images(self) -> list[PurePosixPath]:
-        """The image files that can be used: no folders."""
+        """The image files, without folders that have such names."""
         return [path for path in self.having(*IMAGE_SUFFIXES) if (self.folder / path).is_file()]
 
     @cached_property
     def image_folders(self) -> dict[PurePosixPath, int]:
-        """The folders that hold images, with how many."""
+        """The folders with images, and the number of images in each."""
         return dict(Counter(path.parent for path in self.images))
 
     @cached_property
@@ -83,7 +83,7 @@ class Tree:
         return found
 
     def head(self, path: PurePosixPath, size: int = 4096) -> str:
-        """Returns the start of a text file; empty where it can't be read."""
+        """Returns the start of a text file; empty if it can't be read."""
         try:
             with (self.folder / path).open("rb") as stream:
                 return stream.read(size).decode("utf-8-sig", errors="replace")
@@ -91,11 +91,11 @@ class Tree:
             return ""
 
     def folder_of(self, names: Iterable[str], *, near: PurePosixPath) -> str | None:
-        """Returns the folder below which most of the first ``names`` lie as files, the one nearest to ``near`` first.
+        """Returns the folder below which most of the first ``names`` exist; of several, the one nearest to ``near``.
 
         Args:
-            names: paths as a label file has them.
-            near: the folder of the label file.
+            names: paths in a label file.
+            near: folder of the label file.
         """
         counts = Counter[PurePosixPath]()
         for name in [*names][:SAMPLED]:
@@ -109,7 +109,7 @@ class Tree:
 
 
 def split_of(path: PurePosixPath | str) -> str | None:
-    """Returns the split that a file's name says, else that of the nearest folder whose name says one."""
+    """Returns the split in a file's name, else in the name of the nearest folder that has one."""
     for part in reversed(PurePosixPath(path).parts):
         words = re.findall("[a-z]+", PurePosixPath(part).stem.lower() if "." in part else part.lower())
         found = {WORDS[word] for word in words if word in WORDS}
@@ -119,7 +119,7 @@ def split_of(path: PurePosixPath | str) -> str | None:
 
 
 def topmost(folders: Iterable[PurePosixPath]) -> Sequence[PurePosixPath]:
-    """Returns ``folders`` without those that lie in another of them."""
+    """Returns ``folders`` without those inside another of them."""
     kept = list[PurePosixPath]()
     for folder in sorted(folders, key=lambda folder: len(folder.parts)):
         if not any(folder.is_relative_to(other) for other in kept):

@@ -1,4 +1,4 @@
-"""Frames of a video file or camera, one at a time, and a video of pictures; by OpenCV, which brings FFmpeg."""
+"""Reads frames of a video file or camera one at a time, and writes video files, with OpenCV's FFmpeg."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["VIDEO_SUFFIXES", "VideoError", "VideoFile", "frames"]
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
-FPS = 25.0  # of a video that is written, where its source does not say
-MISSING = 0.1  # share of the frames that a file says it has, more of which may not be missing at its end
+FPS = 25.0  # frames per second of a written video if its source does not tell
+MISSING = 0.1  # largest fraction of a file's declared frames that may be missing at its end
 
 
 class VideoError(ValueError):
@@ -26,14 +26,14 @@ class VideoError(ValueError):
 
 
 def frames(source: str | Path | int, *, max_frames: int | None = None) -> Iterator[tuple[NDArray[np.uint8], float]]:
-    """Yields each frame (H, W, 3), RGB and upright, with the frames per second that the source says, or 0.
+    """Yields each frame (H, W, 3), RGB and upright, with the source's frames per second, or 0 if unknown.
 
     Args:
         source: file, or number of a camera.
-        max_frames: how many are read; None: all.
+        max_frames: number of frames to read; None: all.
 
     Raises:
-        VideoError: it can't be opened, has no frame, or ends long before its own length.
+        VideoError: the source can't be opened, has no frame, or ends long before its declared length.
     """
     if not isinstance(source, int):
         try:
@@ -62,21 +62,21 @@ def frames(source: str | Path | int, *, max_frames: int | None = None) -> Iterat
 
 
 class VideoFile:
-    """An MP4 file that gets one picture after the other; it is finished when the ``with`` block ends.
+    """Writes an MP4 file picture by picture; the end of the ``with`` block closes it.
 
     Args:
-        path: ends in .mp4; its folder is made.
-        fps: frames per second, 0 for a usual number.
+        path: file that ends in .mp4; its folder is created.
+        fps: frames per second; 0: 25.
         size: (height, width) of the pictures.
 
     Raises:
-        ValueError: it can't be written.
+        ValueError: the file can't be written.
     """
 
     def __init__(self, path: Path, *, fps: float, size: tuple[int, int]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.size = path, size
-        codec = cv2.VideoWriter.fourcc(*"mp4v")  # which every build has; H.264 is left out of most
+        codec = cv2.VideoWriter.fourcc(*"mp4v")  # in every build of OpenCV; most lack H.264
         self._writer = cv2.VideoWriter(str(path), codec, fps or FPS, (size[1], size[0]))
         if not self._writer.isOpened():
             raise ValueError(f"can't write the video {path} of {size[1]}x{size[0]} pixels")

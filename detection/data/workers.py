@@ -1,6 +1,6 @@
-"""Loader workers that never take a training with them: they end with their loader, and what they lose is known.
+"""Loader workers that end with their loader, and whose failures raise an error instead of blocking training.
 
-Workers leave signals to the training process, which saves and then ends them.
+Workers ignore signals; the training process saves a checkpoint and then ends them.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from detection.waiting import longest_wait
 
 __all__ = ["Loader", "start_worker"]
 
-LONGEST_WAIT = longest_wait("RESDET_BATCH_MINUTES").total_seconds()  # for one batch
+LONGEST_WAIT = longest_wait("RESDET_BATCH_MINUTES").total_seconds()  # timeout of one batch
 POLL = 1.0  # seconds
 NOT_HANDED_OVER = 74  # exit status of a worker, sysexits' "input/output error"
-SHARED = "/dev/shm"  # where batches lie that workers hand over
-SMALL = 1 << 30  # bytes; below, as by Docker's default of 64 MiB, batches go through pipes instead
+SHARED = "/dev/shm"  # shared memory in which workers pass batches
+SMALL = 1 << 30  # bytes; with less, such as Docker's default of 64 MiB, batches are sent through pipes instead
 
 
-class Loader(DataLoader[Any]):  # of samples by its stubs, which do not know collate_fn
-    """A loader that ends its own workers, at the latest when the program ends."""
+class Loader(DataLoader[Any]):  # its stubs yield samples, as they ignore collate_fn
+    """A loader that ends its own workers, at the latest at the end of the program."""
 
     def _get_iterator(self) -> _BaseDataLoaderIter:
         if not self.num_workers:
@@ -55,12 +55,12 @@ class Loader(DataLoader[Any]):  # of samples by its stubs, which do not know col
 
 
 class _Batches(_MultiProcessingDataLoaderIter):
-    """Waits for a batch no longer than LONGEST_WAIT, and for a dead worker no longer than it takes to see it."""
+    """Waits for a batch at most LONGEST_WAIT, and notices a dead worker at once."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        self._asked: dict[int, Any] = {}  # samples of the batches that are not here yet, by number
+        self._asked: dict[int, Any] = {}  # keys of the outstanding batches, by number
         super().__init__(loader)
-        # torch's own watch would raise in the middle of a step.
+        # torch's own check for dead workers would raise in the middle of a step.
         signal_handling._remove_worker_pids(id(self))  # pyright: ignore[reportPrivateImportUsage]  # no public way
         self._worker_pids_set = False
 
@@ -81,7 +81,7 @@ class _Batches(_MultiProcessingDataLoaderIter):
         while time.monotonic() < until:
             try:
                 success, data = self._try_get_data(POLL)
-            except (RuntimeError, OSError, EOFError) as error:  # the latter two where a dead worker left half a batch
+            except (RuntimeError, OSError, EOFError) as error:  # the latter two if a dead worker left half a batch
                 ended = wait([worker.sentinel for worker in self._workers], timeout=POLL)
                 if not ended:
                     raise
@@ -90,15 +90,15 @@ class _Batches(_MultiProcessingDataLoaderIter):
                 self._asked.pop(data[0], None)
                 return data
         raise ChildProcessError(
-            f"no loader worker has given a batch for {LONGEST_WAIT:.0f} s; {self._awaited()}. See whether its disk "
-            f"answers; data.workers=0 (now {self._num_workers}) reads in the main process, and RESDET_BATCH_MINUTES "
+            f"no loader worker has returned a batch for {LONGEST_WAIT:.0f} s; {self._awaited()}. Check that its disk "
+            f"responds; data.workers=0 (now {self._num_workers}) reads in the main process, and RESDET_BATCH_MINUTES "
             "gives it more time"
         )
 
     def _why(self, dead: Sequence[BaseProcess]) -> str:
-        """Says how the workers ``dead`` came to their end."""
+        """Returns how the workers ``dead`` ended."""
         for worker in dead:
-            worker.join(POLL)  # its status comes a little later than its end
+            worker.join(POLL)  # its exit status is known shortly after its end
         status = dead[0].exitcode
         named = f"loader worker {', '.join(str(worker.pid) for worker in dead)}"
         if status in (NOT_HANDED_OVER, _killed_by("SIGBUS")) and Path(SHARED).is_dir():
@@ -112,10 +112,10 @@ class _Batches(_MultiProcessingDataLoaderIter):
                 f"{named} was killed, as the system does when memory runs out: lower data.workers (now "
                 f"{self._num_workers})"
             )
-        return f"{named} ended with status {status}; data.workers=0 (now {self._num_workers}) shows more"
+        return f"{named} ended with status {status}; set data.workers=0 (now {self._num_workers}) to see its error"
 
     def _awaited(self) -> str:
-        """Names the files of the batch that is waited for."""
+        """Returns the files of the batch that is waited for."""
         keys: Iterable[Any] = self._asked.get(self._rcvd_idx, ())
         paths = getattr(getattr(self._dataset, "index", None), "paths", None)
         files = [str(key) if paths is None else paths[key[1]] for key in keys]
@@ -128,7 +128,7 @@ def _shared_is_small() -> bool:
 
 
 class _Pickled:
-    """Collates a batch into bytes, which a worker hands over without shared memory."""
+    """Collates a batch into bytes, which a worker sends without shared memory."""
 
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self._collate = collate
@@ -140,19 +140,19 @@ class _Pickled:
 def start_worker(_worker: int) -> None:
     """Prepares a worker process."""
     for name in ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"):
-        if hasattr(signal, name):  # Windows lacks two
+        if hasattr(signal, name):  # Windows lacks two of them
             signal.signal(signal.Signals[name], signal.SIG_IGN)
-    cv2.setNumThreads(0)  # a worker is one process per core already
+    cv2.setNumThreads(0)  # there is already one worker process per core
     Queue._on_queue_feeder_error = staticmethod(_lose)  # pyright: ignore[reportAttributeAccessIssue]  # no public way
 
 
 def _killed_by(name: str) -> int | None:
-    """Returns the exit status of a process that the signal ``name`` ended; None where the system has no such signal."""
+    """Returns the exit status of a process ended by the signal ``name``; None if the system lacks the signal."""
     return -signal.Signals[name] if hasattr(signal, name) else None
 
 
 def _lose(error: Exception, _batch: Any) -> None:
-    """Ends a worker that can't hand a batch over; multiprocessing drops it, and the main process waits without end."""
+    """Ends a worker that can't send a batch; otherwise the batch would be lost and the main process wait forever."""
     print(f"loader worker {os.getpid()}: {error}", file=sys.stderr, flush=True)  # noqa: T201  # no log reaches here
     os._exit(NOT_HANDED_OVER)
 
@@ -163,9 +163,9 @@ def _finish(end: Callable[[], None]) -> None:
 
 
 def _end_workers(iterator: weakref.ref[_Batches], workers: Sequence[BaseProcess]) -> None:
-    """Ends the ``workers`` of one iteration: by a word, and by a kill where that is not heard.
+    """Ends the ``workers`` of one iteration by a message, or by SIGKILL if they do not react.
 
-    torch and Python would send them SIGTERM, which they ignore, and wait without end.
+    torch and Python would send SIGTERM, which they ignore, and wait forever.
     """
     running = iterator()
     if running is not None:

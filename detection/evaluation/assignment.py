@@ -1,7 +1,7 @@
-"""Greedy matching of all images and classes at once: the best detections choose first.
+"""Greedy matching for all images and classes at once, in order of score.
 
-The candidates of the best detection of every class in every image are looked at together, then those of the second,
-and so on: as many rounds as the fullest image has detections on objects, whatever the number of images.
+Round 1 matches the best detection of every class in every image, round 2 the second best, and so on.  The number of
+rounds is the largest number of detections on objects in one image, whatever the number of images.
 
 Shapes: P pairs, D detections and G objects of a whole set, T IoU thresholds.
 """
@@ -25,7 +25,7 @@ _NEAREST_ONE = 1 - 1e-10  # COCO's threshold for an IoU of 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounds:
-    """Candidates by round, by detection and from the smallest IoU to the largest."""
+    """Candidates sorted by round, by detection and by rising IoU."""
 
     rows: NDArray[np.int64]  # (P,) 0..D-1
     objects: NDArray[np.int64]  # (P,) 0..G-1
@@ -35,12 +35,12 @@ class Rounds:
 
 
 def order_rounds(candidates: Candidates, cells: NDArray[np.int64], *, last_of_equals: bool) -> Rounds:
-    """Returns ``candidates`` in the order in which detections choose.
+    """Returns ``candidates`` in the order in which detections are matched.
 
     Args:
-        candidates: of detections that stand by class, image and score, best first.
-        cells: (D,) the class and image of each detection.
-        last_of_equals: of objects with the same IoU the last is preferred, as in COCO's rule; else the first.
+        candidates: candidates of detections sorted by class, image and score, best first.
+        cells: (D,) class and image of each detection, as one number.
+        last_of_equals: prefer the last of objects with the same IoU, as COCO does; else the first.
     """
     chosen = np.flatnonzero(np.diff(candidates.rows, prepend=-1))  # the first pair of each detection
     turns = positions(cells[candidates.rows[chosen]])  # the round of each detection
@@ -66,17 +66,17 @@ def assign(
     ignored: NDArray[np.bool_],
     shared: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
-    """Returns the object (D, T) that each detection takes, -1 for none.
+    """Returns the matched object (D, T) of each detection, -1 for none.
 
-    From the best score on, a detection takes, of the objects that are free and reach the threshold, the one with the
-    largest IoU; those that are ignored only where there is no other.
+    In order of score, each detection is matched to the free object with the largest IoU at or above the threshold.
+    Ignored objects are used only if there is no other.
 
     Args:
         rounds: the candidates.
         num_detections: D.
-        thresholds: (T,) IoU.
-        ignored: (G,) objects that come last.
-        shared: (G,) objects that any number of detections may take.
+        thresholds: (T,) IoU thresholds.
+        ignored: (G,) whether an object is ignored.
+        shared: (G,) whether several detections may match an object.
     """
     taken = np.full((num_detections, len(thresholds)), -1)
     free = np.ones((len(ignored), len(thresholds)), np.bool_)
@@ -94,7 +94,7 @@ def assign(
 
 
 def _turns(rounds: Rounds) -> Iterator[tuple[slice, NDArray[np.int64]]]:
-    """Yields the pairs of each round, and where the pairs of each detection start among them."""
+    """Yields the slice of pairs of each round, and the start of each detection's pairs in it."""
     pairs = np.append(rounds.detections, len(rounds.rows)).tolist()
     for start, stop in pairwise([*rounds.rounds.tolist(), len(rounds.detections)]):
         yield slice(pairs[start], pairs[stop]), rounds.detections[start:stop] - pairs[start]

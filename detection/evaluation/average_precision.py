@@ -1,6 +1,6 @@
-"""COCO's AP of any resample of the test images, from matches that are made once.
+"""COCO's AP of any resample of the test images, from a single matching.
 
-Shapes: B sets of N images, K classes, T IoU thresholds; D detections.
+Shapes: B resamples of N images, K classes, T IoU thresholds; D detections.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from detection.evaluation.overlaps import COCO_IOUS
 
 __all__ = ["average_precision", "mean_over_classes"]
 
-_CHUNK = 2**19  # detections times sets worked on at once: some megabytes
+_CHUNK = 2**19  # detections times resamples computed at once: some megabytes
 
 
 def average_precision(matches: MatchedRecords, weights: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Returns COCO's AP (B, K, T) of sets in which image i occurs ``weights[:, i]`` times, of counts (B, N).
+    """Returns COCO's AP (B, K, T) of resamples in which image i occurs ``weights[:, i]`` times; ``weights`` is (B, N).
 
-    NaN for a class without objects.  Of detections with the same score, the copies of one count one after the other.
+    A class without objects has NaN.  The copies of a detection are ranked one after the other.
     """
     num_thresholds = matches.classes[0].hits.shape[1] if matches.classes else len(COCO_IOUS)
     ap = np.empty((len(weights), len(matches.classes), num_thresholds))
@@ -32,7 +32,7 @@ def average_precision(matches: MatchedRecords, weights: NDArray[np.integer]) -> 
 
 
 def mean_over_classes(ap: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the mean over axis 1 of those classes that have a value, NaN where none has."""
+    """Returns the mean over the classes (axis 1) that have a value; NaN if none has."""
     known = ~np.isnan(ap)
     count = known.sum(axis=1)
     return np.where(known, ap, 0).sum(axis=1) / np.where(count, count, np.nan)
@@ -59,10 +59,10 @@ def _class_ap(found: ClassMatches, weights: NDArray[np.integer]) -> NDArray[np.f
 def _area(
     true: NDArray[np.integer], positives: NDArray[np.integer], num_objects: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """Returns the mean of the best precision at recall 0, 0.01, ..., 1 (B,), from counts at the hits (B, hits).
+    """Returns the mean (B,) of interpolated precision at recall 0, 0.01, ..., 1, from counts at the hits (B, hits).
 
-    Between two hits precision falls and recall stands still, so the best precisions lie at hits.  A hit that was drawn
-    w times stands for w in a row: precision does not fall among these, so the last of them says it all.
+    Between two hits precision falls and recall is constant, so the best precisions are at hits.  A hit with weight w
+    counts as w hits in a row.  Precision does not fall among these, so only the last one is needed.
     """
     precision = true / np.maximum(positives, 1)
     best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]

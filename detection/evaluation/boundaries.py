@@ -1,7 +1,7 @@
-"""Boundary IoU: how well masks agree near their outlines, whatever their size.
+"""Boundary IoU: the agreement of masks near their outlines, whatever their size.
 
 Source: Cheng et al. 2021, "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", section 5, and its
-boundary-iou-api, whose numbers these are: the erosion is of squares, and outside the image there is no mask.
+boundary-iou-api, whose numbers these are: erosion with squares, and no mask outside the image.
 
 Shapes: D detections and G objects of a whole set; P pairs of a detection and an object; H W height and width.
 """
@@ -21,14 +21,14 @@ from detection.masks import RLE, around, decode_columns, encode, is_empty
 
 __all__ = ["boundary", "boundary_candidates", "boundary_width"]
 
-SHARE = 0.02  # of the image's diagonal that a boundary is wide
+SHARE = 0.02  # width of a boundary, as a fraction of the image's diagonal
 
 
 def boundary_candidates(columns: Columns, ignored: NDArray[np.bool_], *, least: float) -> Candidates:
-    """Returns the pairs whose masks have, all over and along their boundaries, an IoU of ``least`` or more.
+    """Returns the pairs whose mask IoU and boundary IoU are both at least ``least``.
 
-    Their IoU is the lesser of both; that with an object that is ``ignored`` (G,) is the mask's, the share of the
-    detection that it covers.
+    The IoU of a pair is the smaller of the two.  With an ``ignored`` object (G,) it is the fraction of the detection's
+    mask that the object covers.
     """
     found = mask_candidates(columns, ignored, least=least)
     if columns.masks is None or columns.gt_masks is None or not len(found.rows):
@@ -49,16 +49,16 @@ def boundary_candidates(columns: Columns, ignored: NDArray[np.bool_], *, least: 
 
 
 def boundary(rle: RLE) -> RLE:
-    """Returns the pixels of a mask that are at most its boundary's width from a pixel outside it, or of the border.
+    """Returns the pixels of a mask within the boundary's width of a pixel outside it, or of the image border.
 
-    Distances are the greater of that across and that down, so a mask's corner is as wide as its sides.
+    Distance is the larger of the horizontal and the vertical one (Chebyshev).
     """
     if is_empty(rle):
         return rle
     height, width = rle["size"]
     mask = decode_columns(rle)
     x1, y1, x2, y2 = map(int, around(rle))
-    inside = mask.T[x1:x2, y1:y2]  # of the box, outside of which there is nothing
+    inside = mask.T[x1:x2, y1:y2]  # the box of the mask
     side = 2 * boundary_width((height, width)) + 1
     square = cv2.getStructuringElement(cv2.MORPH_RECT, (side, side))
     inside -= cv2.erode(inside, square, borderType=cv2.BORDER_CONSTANT, borderValue=(0,))
@@ -66,7 +66,7 @@ def boundary(rle: RLE) -> RLE:
 
 
 def boundary_width(size: tuple[int, int]) -> int:
-    """Returns the pixels that boundaries are wide in an image of ``size`` (height, width), one or more."""
+    """Returns the width of boundaries in pixels, at least 1, in an image of ``size`` (height, width)."""
     return max(1, round(SHARE * math.hypot(*size)))
 
 

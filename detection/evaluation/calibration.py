@@ -1,6 +1,6 @@
-"""Calibration of scores: the precision at each score, and the score for a wished precision or recall.
+"""Calibration of scores: the precision by score, and the score threshold for a given precision or recall.
 
-A detection is right if it is a hit at IoU 0.5 by COCO's matching; those of ignored objects are left out.
+A detection is correct if it is a hit at IoU 0.5 by COCO's matching; detections of ignored objects are left out.
 
 Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (expected calibration error); Kueppers et al.,
 "Multivariate Confidence Calibration for Object Detection", CVPRW 2020, who take precision for a detector's accuracy.
@@ -28,22 +28,22 @@ __all__ = [
     "point_of_recall",
 ]
 
-BINS = np.linspace(0, 1, 11)  # (B + 1,) edges; a score on an edge is in the lower bin
+BINS = np.linspace(0, 1, 11)  # (B + 1,) edges; a score on an edge belongs to the lower bin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """Reliability of scores by bin; fractions 0..1, NaN for an empty bin."""
 
-    error: float  # mean distance between score and precision, each bin with its share of the detections
+    error: float  # mean difference between score and precision, weighted by the detections of each bin
     score: NDArray[np.float64]  # (B,) mean score
-    precision: NDArray[np.float64]  # (B,) share of hits
-    count: NDArray[np.int64]  # (B,) detections
+    precision: NDArray[np.float64]  # (B,) fraction of hits
+    count: NDArray[np.int64]  # (B,) number of detections
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingPoint:
-    """Precision and recall of the detections from one score on."""
+    """Precision and recall at one score threshold."""
 
     score: float
     precision: float
@@ -51,7 +51,7 @@ class OperatingPoint:
 
 
 def joined_curve(curves: Sequence[ClassCurve]) -> ClassCurve:
-    """Returns the curve of all classes together, each detection and object counting once."""
+    """Returns the curve of all classes together, in which each detection and object counts once."""
     scores = np.concatenate([np.empty(0, np.float32), *(curve.scores for curve in curves)])
     hits = np.concatenate([np.empty(0, np.bool_), *(curve.hits for curve in curves)])
     order = np.argsort(-scores, kind="stable")
@@ -59,9 +59,9 @@ def joined_curve(curves: Sequence[ClassCurve]) -> ClassCurve:
 
 
 def calibrate(curve: ClassCurve) -> Calibration:
-    """Returns the calibration of the detections of ``curve``; its error is NaN without any.
+    """Returns the calibration of the detections of ``curve``; the error is NaN without detections.
 
-    Scores outside 0..1 are no probabilities, and count in the first or the last bin.
+    Scores outside 0..1 are no probabilities; they count in the first or the last bin.
     """
     bins = np.searchsorted(BINS[1:-1], curve.scores)
     count = np.bincount(bins, minlength=len(BINS) - 1)
@@ -73,17 +73,17 @@ def calibrate(curve: ClassCurve) -> Calibration:
 
 
 def point_of_precision(curve: ClassCurve, wanted: float) -> OperatingPoint | None:
-    """Returns the lowest score from which on precision is ``wanted`` (0..1) or more; None where no score is enough."""
+    """Returns the point at the lowest score threshold whose precision is at least ``wanted`` (0..1); None if none."""
     return _point(curve, np.flatnonzero(_ends(curve) & (curve.precision >= wanted))[-1:])
 
 
 def point_of_recall(curve: ClassCurve, wanted: float) -> OperatingPoint | None:
-    """Returns the highest score from which on recall is ``wanted`` (0..1) or more; None where no score is enough."""
+    """Returns the point at the highest score threshold whose recall is at least ``wanted`` (0..1); None if none."""
     return _point(curve, np.flatnonzero(_ends(curve) & (curve.recall >= wanted))[:1])
 
 
 def _ends(curve: ClassCurve) -> NDArray[np.bool_]:
-    """Returns which detections (D,) are the last of their score: a threshold takes all of these or none."""
+    """Returns whether each detection (D,) is the last with its score: a threshold keeps equal scores together."""
     return np.append(curve.scores[1:] < curve.scores[:-1], np.ones(min(len(curve.scores), 1), np.bool_))
 
 

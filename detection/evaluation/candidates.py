@@ -1,7 +1,7 @@
-"""Pairs of overlapping detections and objects of one class and image, from which every matching rule chooses.
+"""Pairs of overlapping detections and objects of one class and image, the input of every matching rule.
 
-IoU of masks is pycocotools'.  Most pairs need none: the pixels of both masks, and the boxes around them, already say
-that it stays under the least IoU asked for.
+Mask IoU is pycocotools'.  It is not computed for most pairs, as the areas and boxes of the masks already show that it
+is below the required IoU.
 
 Shapes: D detections and G objects of a whole set; P pairs of a detection and an object.
 """
@@ -33,17 +33,17 @@ __all__ = [
     "pairs",
 ]
 
-IouType = Literal["bbox", "segm", "boundary", "keypoints"]  # IoU of boxes, of masks, also of their boundaries; OKS
+IouType = Literal["bbox", "segm", "boundary", "keypoints"]  # IoU of boxes; of masks; of masks and their boundaries; OKS
 
-coco_mask: Any = pycocotools_mask  # its type stubs take the bytes of an RLE for text
+coco_mask: Any = pycocotools_mask  # its stubs declare the bytes of an RLE as text
 
-_CHUNK = 2**20  # pairs worked on at once: about 100 MB
-_MASKS = 255  # at once; pycocotools 2.0.11 fails on more under numpy 2
+_CHUNK = 2**20  # pairs computed at once: about 100 MB
+_MASKS = 255  # masks per call; pycocotools 2.0.11 fails on more under numpy 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """Pairs of the same class and image, by detection, then by object."""
+    """Pairs of one class and image, sorted by detection, then by object."""
 
     rows: NDArray[np.int64]  # (P,) 0..D-1
     objects: NDArray[np.int64]  # (P,) 0..G-1
@@ -51,9 +51,9 @@ class Candidates:
 
 
 def box_candidates(columns: Columns, *, least: float, crowds: bool = True) -> Candidates:
-    """Returns the pairs whose boxes have an IoU of ``least`` or more; it is above 0.
+    """Returns the pairs with a box IoU of at least ``least``, which is above 0.
 
-    With ``crowds``, the IoU with an ignored object is COCO's: the share of the detection that it covers.
+    With ``crowds``, the IoU with an ignored object is COCO's: the fraction of the detection that the object covers.
     """
     areas, gt_areas = box_areas(columns.boxes), box_areas(columns.gt_boxes)
     crowd = columns.gt_ignore & crowds
@@ -66,9 +66,9 @@ def box_candidates(columns: Columns, *, least: float, crowds: bool = True) -> Ca
 
 
 def mask_candidates(columns: Columns, ignored: NDArray[np.bool_], *, least: float) -> Candidates:
-    """Returns the pairs whose masks have an IoU of ``least`` or more; it is above 0.
+    """Returns the pairs with a mask IoU of at least ``least``, which is above 0.
 
-    The IoU with an object that is ``ignored`` (G,) is the share of the detection that it covers.
+    The IoU with an ``ignored`` object (G,) is the fraction of the detection that the object covers.
     """
     if columns.masks is None or columns.gt_masks is None:
         raise ValueError("no masks of detections and objects, expected them for the IoU of masks")
@@ -78,7 +78,7 @@ def mask_candidates(columns: Columns, ignored: NDArray[np.bool_], *, least: floa
     parts = []
     for rows, objects in pairs(columns):
         shared = intersections(boxes[rows], gt_boxes[objects])
-        shared = np.minimum(shared, np.minimum(areas[rows], gt_areas[objects]))  # at most so many pixels
+        shared = np.minimum(shared, np.minimum(areas[rows], gt_areas[objects]))  # upper limit of the common pixels
         union = areas[rows] + np.where(ignored[objects], 0, gt_areas[objects] - shared)
         open_ = (shared > 0) & (shared >= least * union)
         kept, of = rows[open_], objects[open_]
@@ -87,13 +87,13 @@ def mask_candidates(columns: Columns, ignored: NDArray[np.bool_], *, least: floa
 
 
 def mask_areas(masks: Sequence[RLE]) -> NDArray[np.float64]:
-    """Returns the pixels (N,) of each of ``masks``."""
+    """Returns the area (N,) of each of ``masks`` in pixels."""
     parts = [coco_mask.area(list(masks[start : start + _MASKS])) for start in range(0, len(masks), _MASKS)]
     return np.concatenate([np.empty(0), *parts])
 
 
 def pairs(columns: Columns) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yields the rows of detections and objects of all pairs of the same class and image, some at a time."""
+    """Yields the rows of detections and objects of all pairs of one class and image, in chunks."""
     cells, gt_cells = columns.cells, columns.gt_cells
     first = np.searchsorted(gt_cells, cells)
     counts = np.searchsorted(gt_cells, cells, side="right") - first  # objects of each detection
@@ -111,13 +111,13 @@ def pairs(columns: Columns) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int6
 
 
 def enough(rows: NDArray[np.int64], objects: NDArray[np.int64], ious: NDArray[np.float64], least: float) -> Candidates:
-    """Returns the pairs (P,) of ``rows`` and ``objects`` whose ``ious`` are ``least`` or more."""
+    """Returns the pairs of ``rows`` and ``objects`` (P,) whose ``ious`` are at least ``least``."""
     kept = ious >= least
     return Candidates(rows=rows[kept], objects=objects[kept], ious=ious[kept])
 
 
 def joined(parts: Sequence[Candidates]) -> Candidates:
-    """Returns the pairs of all ``parts``, in their order."""
+    """Returns the pairs of all ``parts``, in order."""
     return Candidates(
         rows=np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)]),
         objects=np.concatenate([np.empty(0, np.int64), *(part.objects for part in parts)]),
@@ -126,7 +126,7 @@ def joined(parts: Sequence[Candidates]) -> Candidates:
 
 
 def _mask_boxes(masks: Sequence[RLE]) -> NDArray[np.float64]:
-    """Returns the corners (N, 4) of the boxes around ``masks``."""
+    """Returns the bounding boxes (N, 4) of ``masks``."""
     boxes = np.asarray(coco_mask.toBbox(list(masks)), np.float64).reshape(-1, 4)  # x, y, width, height
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
@@ -138,7 +138,7 @@ def mask_ious(
     rows: NDArray[np.int64],
     objects: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Returns the IoU (P,) of each pair; one call of pycocotools for each object."""
+    """Returns the mask IoU (P,) of each pair, with one call of pycocotools per object."""
     order = np.argsort(objects, kind="stable")
     starts = np.flatnonzero(np.diff(objects[order], prepend=-1)).tolist()
     ious = np.empty(len(rows))

@@ -1,7 +1,7 @@
-"""Claims about many differences at once: family-wise error rate and false discovery rate.
+"""Multiple testing of many differences: family-wise error rate and false discovery rate.
 
 Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979;
-Benjamini and Hochberg, "Controlling the false discovery rate", JRSS B 1995; intervals of what was discovered:
+Benjamini and Hochberg, "Controlling the false discovery rate", JRSS B 1995; intervals of discoveries:
 Benjamini and Yekutieli, "False discovery rate-adjusted multiple confidence intervals", JASA 2005.
 
 Shapes: m differences.
@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 
 def family(key: str) -> str:
-    """Returns which figures are claimed together with ``key``, such as bbox.per_class.*.AP; mostly it is alone."""
+    """Returns the family of figures tested with ``key``, such as bbox.per_class.*.AP; often ``key`` alone."""
     section, per_class, rest = key.partition(".per_class.")
     if per_class:
         return f"{section}.per_class.*.{rest.rpartition('.')[2]}"
@@ -26,14 +26,14 @@ def family(key: str) -> str:
 
 
 def is_discovered(key: str) -> bool:
-    """Returns whether ``key`` is one of many that are looked through, and its claims have a false discovery rate."""
+    """Returns whether claims about ``key`` control the false discovery rate, as for classes and types of errors."""
     return "*" in family(key)
 
 
 def step_down(p: Floats) -> Floats:
-    """Returns Holm's adjusted p-values (m,): a family of them under 0.05 has a false one in 5 % of the cases at most.
+    """Returns Holm's adjusted p-values (m,), which control the family-wise error rate.
 
-    NaN, no test, is not counted.
+    NaN means no test and is not counted.
     """
     known = np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known], kind="stable")]
@@ -44,9 +44,9 @@ def step_down(p: Floats) -> Floats:
 
 
 def discoveries(p: Floats) -> Floats:
-    """Returns Benjamini's and Hochberg's adjusted p-values (m,): of those under 0.05, 5 % are false on average."""
+    """Returns Benjamini and Hochberg's adjusted p-values (m,), which control the false discovery rate."""
     known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(-p[known], kind="stable")]  # the largest first
+    order = known[np.argsort(-p[known], kind="stable")]  # descending
     adjusted = np.full(p.shape, np.nan)
     ranks = np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.minimum.accumulate(p[order] * len(order) / ranks), 1)
@@ -54,10 +54,10 @@ def discoveries(p: Floats) -> Floats:
 
 
 def single_level(p: Floats, alpha: float, *, discovered: bool) -> float:
-    """Returns the alpha of each interval of a family with p-values ``p`` (m,).
+    """Returns the alpha of each single interval of a family with p-values ``p`` (m,).
 
-    All intervals hold together with 1 - ``alpha`` (Bonferroni); where ``discovered``, a share of ``alpha`` of those of
-    the discoveries misses on average.
+    All intervals hold together with probability 1 - ``alpha`` (Bonferroni).  With ``discovered``, the fraction
+    ``alpha`` of the discoveries' intervals misses on average.
     """
     count = max(int(np.count_nonzero(~np.isnan(p))), 1)
     if not discovered:

@@ -1,9 +1,9 @@
-"""COCO's box and mask AP and AR, and detections in COCO's results format.
+"""COCO's AP and AR of boxes, masks and keypoints, and detections in COCO's results format.
 
 Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; https://cocodataset.org/#detection-eval.
-The twelve numbers are pycocotools' to 1e-9, which the tests compare.
+Tests check that the twelve numbers agree with pycocotools to 1e-9.
 
-Shapes: B sets of N images, K classes, T IoU thresholds.
+Shapes: B resamples of N images, K classes, T IoU thresholds.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ __all__ = [
 COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_NUMBERS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")  # of KeypointResult
 KEYPOINT_AREAS: tuple[Area, ...] = ("all", "medium", "large")
-COCO_CLASS_NUMBERS = ("AP", "AP50", "AP75")  # that each class has too
+COCO_CLASS_NUMBERS = ("AP", "AP50", "AP75")  # also computed for each class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CocoResult:
     """COCO's twelve numbers, under COCO's names, and AP of each class.
 
-    All are fractions 0..1, and NaN where COCO gives -1: there was no ground truth to find.
+    All are fractions 0..1; NaN replaces COCO's -1, which means no ground truth.
     """
 
-    AP: float  # mean over IoU 0.50, 0.55, ..., 0.95, as everything below without a threshold in its name
+    AP: float  # mean over IoU 0.50, 0.55, ..., 0.95, as all numbers without a threshold in their name
     AP50: float
     AP75: float
     APs: float  # objects under 32 x 32 pixels
@@ -73,9 +73,9 @@ class CocoResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeypointResult:
-    """COCO's ten numbers of keypoints, under COCO's names, and AP of each class.
+    """COCO's ten keypoint numbers, under COCO's names, and AP of each class.
 
-    All are fractions 0..1, NaN as in ``CocoResult``; thresholds are of OKS in place of IoU, and at most 20 detections
+    All are fractions 0..1, NaN as in ``CocoResult``.  Thresholds are of OKS in place of IoU, and at most 20 detections
     of a class in an image count.
     """
 
@@ -98,29 +98,30 @@ ResultT = TypeVar("ResultT", CocoResult, KeypointResult)
 
 
 def evaluate_coco(records: Sequence[Record], class_names: Sequence[str], *, iou_type: IouType = "bbox") -> CocoResult:
-    """Returns COCO's metric of boxes, masks or boundaries over ``records``; ignored ground truth counts as crowd.
+    """Returns COCO's metric of boxes, masks or boundaries over ``records``.
 
-    So does, for masks, an object whose mask is unknown.  Ties in score are ordered by image id, as COCO does.
+    Ignored objects count as crowds; for masks, so do objects whose mask is unknown.  Equal scores are ordered by image
+    id, as in COCO.
 
     Raises:
-        ValueError: a label that ``class_names`` lacks, an image that occurs twice, or "segm" or
-            "boundary" and a record without masks.
+        ValueError: a label is not in ``class_names``, an image occurs twice, or a record has no masks for "segm" or
+            "boundary".
     """
     return evaluate_matches(match_areas(records, class_names, iou_type=iou_type))
 
 
 def evaluate_matches(matches: Mapping[Area, MatchedRecords]) -> CocoResult:
-    """Returns COCO's metric of records that were matched for all four areas."""
+    """Returns COCO's metric of records matched for all four areas."""
     return _on_all_images(CocoResult, matches)
 
 
 def evaluate_keypoints(records: Sequence[Record], class_names: Sequence[str]) -> KeypointResult:
-    """Returns COCO's metric of keypoints over ``records``.
+    """Returns COCO's keypoint metric over ``records``.
 
-    Ignored ground truth counts as crowd, and an object without a labelled keypoint is neither hit nor miss.
+    Ignored objects count as crowds; an object without a labelled keypoint is neither hit nor miss.
 
     Raises:
-        ValueError: a label that ``class_names`` lacks, an image that occurs twice, or a record without keypoints.
+        ValueError: a label is not in ``class_names``, an image occurs twice, or a record has no keypoints.
     """
     return _on_all_images(KeypointResult, match_areas(records, class_names, iou_type="keypoints", areas=KEYPOINT_AREAS))
 
@@ -131,7 +132,7 @@ def coco_figures(
     """Returns COCO's numbers (B,) by name, and AP, AP50 and AP75 of the classes (B, K, 3).
 
     Args:
-        matches: by area; without small objects the numbers are those of keypoints.
+        matches: matched records by area; without small objects the numbers are those of keypoints.
         weights: (B, N) counts of the images.
     """
     everything = matches["all"]
@@ -154,12 +155,12 @@ def coco_figures(
 
 
 def class_numbers(ap: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns AP, AP50 and AP75 (B, K, 3) from those of all thresholds (B, K, T)."""
+    """Returns AP, AP50 and AP75 (B, K, 3) from AP at all thresholds (B, K, T)."""
     return np.stack([ap.mean(axis=2), ap[..., 0], ap[..., 5]], axis=2)
 
 
 def _on_all_images(kind: type[ResultT], matches: Mapping[Area, MatchedRecords]) -> ResultT:
-    """Returns the result in which every image counts once."""
+    """Returns the result with every image counted once."""
     numbers, classes = coco_figures(matches, np.ones((1, len(matches["all"].image_ids)), np.int32))
     ap, ap50, ap75 = classes[0].T
     values = {name: float(value[0]) for name, value in numbers.items()}
@@ -173,13 +174,13 @@ def average_recall(
     limit: int = MAX_DETECTIONS,
     thresholds: slice = slice(None),
 ) -> NDArray[np.float64]:
-    """Returns COCO's AR (B, K) of sets in which image i occurs ``weights[:, i]`` times; NaN without objects.
+    """Returns COCO's AR (B, K) of resamples in which image i occurs ``weights[:, i]`` times; NaN without objects.
 
     Args:
-        matches: N images, K classes.
-        weights: (B, N) counts.
-        limit: detections of a class in an image that count, the best ones.
-        thresholds: those of IoU over which the mean is taken.
+        matches: matched records of N images and K classes.
+        weights: (B, N) counts of the images.
+        limit: number of best detections of a class in an image that count.
+        thresholds: IoU thresholds over which the mean is taken.
     """
     recall = np.empty((len(weights), len(matches.classes)))
     for label, found in enumerate(matches.classes):
@@ -192,22 +193,21 @@ def average_recall(
 
 
 def count_left_out(records: Sequence[Record]) -> int:
-    """Returns how many detections AP and AR do not see: those after the hundredth of a class in an image."""
+    """Returns the number of detections that AP and AR ignore: all after the best 100 of a class in an image."""
     counts = (np.bincount(record.labels) for record in records)
     return sum(int((count - MAX_DETECTIONS).clip(min=0).sum()) for count in counts)
 
 
 def coco_results(records: Sequence[Record], category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Returns all detections in COCO's results format, ready for ``json.dump``.
+    """Returns all detections in COCO's results format, for ``json.dump``.
 
-    Boxes become [x, y, width, height] in pixels; scores keep every digit. ``category_ids`` holds the data set's own
-    id of label 0, 1, ..., K-1.  Masks, where the records have them, become "segmentation", an RLE with its counts as
-    text; keypoints a flat list of x, y and score, in numbers of pixels.  pycocotools' ``loadRes`` takes the areas of
-    detections from "bbox" where it is given; remove that key before it computes AP of masks or keypoints of small,
-    medium and large objects.
+    Boxes become [x, y, width, height] in pixels; scores keep every digit.  ``category_ids`` are the data set's ids of
+    the labels 0..K-1.  Masks become "segmentation", an RLE with its counts as text.  Keypoints become a flat list of
+    x, y and score, in COCO's pixel numbers.  pycocotools' ``loadRes`` takes the areas of detections from "bbox" if
+    present: remove that key before it computes AP of masks or keypoints by area.
 
     Raises:
-        ValueError: a label without a category id, an image that occurs twice.
+        ValueError: a label has no category id, or an image occurs twice.
     """
     check_records(records, len(category_ids))
     return [
@@ -232,14 +232,14 @@ def coco_results(records: Sequence[Record], category_ids: Sequence[int]) -> list
 
 
 def _segmentations(masks: Sequence[RLE] | None, count: int) -> list[dict[str, Any]]:
-    """Returns the key "segmentation" of each of ``count`` objects, or none."""
+    """Returns {"segmentation": ...} for each of ``count`` objects; empty dictionaries without masks."""
     if masks is None:
         return [{}] * count
     return [{"segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode()}} for rle in masks]
 
 
 def _keypoints(keypoints: NDArray[np.floating] | None, count: int) -> list[dict[str, Any]]:
-    """Returns the key "keypoints" of each of ``count`` detections, or none."""
+    """Returns {"keypoints": ...} for each of ``count`` detections; empty dictionaries without keypoints."""
     if keypoints is None:
         return [{}] * count
     return [{"keypoints": points} for points in to_coco(keypoints)]

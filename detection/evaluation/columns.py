@@ -1,4 +1,4 @@
-"""All records of a test set as columns, so that matching works on every image and class at once.
+"""The records of a test set as columns, so that matching works on all images and classes at once.
 
 Shapes: N images, K classes; D detections and G objects of the whole set.
 """
@@ -21,22 +21,22 @@ __all__ = ["Columns", "join_records", "positions"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Detections by class, image and score, best first, and objects by class and image, in their own order.
+    """Detections sorted by class, image and falling score; objects sorted by class and image.
 
     Images are numbered by ascending id.  Equal scores keep the order of their rows.
     """
 
     image_ids: NDArray[np.int64]  # (N,) ascending
     images: NDArray[np.int64]  # (D,) 0..N-1
-    rows: NDArray[np.int64]  # (D,) of the image's record
+    rows: NDArray[np.int64]  # (D,) row in the image's record
     labels: NDArray[np.int64]  # (D,)
-    ranks: NDArray[np.int64]  # (D,) 0 for the best of its class in its image
+    ranks: NDArray[np.int64]  # (D,) rank by score in its class and image, from 0
     scores: NDArray[np.floating]  # (D,)
     boxes: NDArray[np.float64]  # (D, 4)
     masks: tuple[RLE, ...] | None  # (D,)
     keypoints: NDArray[np.float64] | None  # (D, J, 3)
     gt_images: NDArray[np.int64]  # (G,) 0..N-1
-    gt_rows: NDArray[np.int64]  # (G,) of the image's record
+    gt_rows: NDArray[np.int64]  # (G,) row in the image's record
     gt_labels: NDArray[np.int64]  # (G,)
     gt_boxes: NDArray[np.float64]  # (G, 4)
     gt_areas: NDArray[np.floating]  # (G,)
@@ -46,22 +46,22 @@ class Columns:
 
     @property
     def cells(self) -> NDArray[np.int64]:
-        """(D,) one number for each class of each image, ascending."""
+        """(D,) number of the class and image of each detection, ascending."""
         return self.labels * len(self.image_ids) + self.images
 
     @property
     def gt_cells(self) -> NDArray[np.int64]:
-        """(G,) the same of the objects."""
+        """(G,) number of the class and image of each object, ascending."""
         return self.gt_labels * len(self.image_ids) + self.gt_images
 
 
 def join_records(records: Sequence[Record], num_classes: int, *, limit: int | None = None) -> Columns:
-    """Returns the columns of ``records``, with at most ``limit`` detections of a class in an image, the best ones.
+    """Returns the columns of ``records``, with the best ``limit`` detections of each class in an image.
 
-    Masks and keypoints are there if every record has them.
+    Columns of masks and keypoints exist if every record has them.
 
     Raises:
-        ValueError: a label that is not in 0..num_classes-1, or an image that occurs twice.
+        ValueError: a label is not in 0..num_classes-1, or an image occurs twice.
     """
     check_records(records, num_classes)
     ordered = sorted(records, key=lambda record: record.image_id)
@@ -96,20 +96,20 @@ def join_records(records: Sequence[Record], num_classes: int, *, limit: int | No
 
 
 def positions(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns the place (M,) of each row in its run of equal ``groups`` (M,), from 0."""
+    """Returns the position (M,), from 0, of each row within its run of equal ``groups`` (M,)."""
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
     lengths = np.diff(starts, append=len(groups))
     return np.arange(len(groups)) - np.repeat(starts, lengths)
 
 
 def _places(counts: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns the image and the row in its record of every row of all images."""
+    """Returns the image, and the row in the image's record, of every row of all images."""
     images = np.repeat(np.arange(len(counts)), counts)
     return images, positions(images)
 
 
 def _joined(records: Sequence[Record], name: str, dtype: Any, shape: tuple[int, ...] = ()) -> NDArray[Any]:
-    # The empty array keeps a kind of number where there are no records; wider numbers stay as wide as they are.
+    # The empty array sets the type without records; wider types stay as they are.
     return np.concatenate([np.empty((0, *shape), dtype), *(getattr(record, name) for record in records)])
 
 
@@ -127,5 +127,5 @@ def _joined_keypoints(
     known = [of_image for of_image in keypoints if of_image is not None]
     if len(known) < len(keypoints):
         return None
-    rows = [of_image for of_image in known if len(of_image)]  # others may not know J
+    rows = [of_image for of_image in known if len(of_image)]  # empty ones may not know J
     return np.concatenate(rows).astype(np.float64)[order] if rows else np.empty((0, 0, 3))

@@ -1,5 +1,4 @@
-"""Errors at one score threshold: confusions between classes, the best and worst images, and objects that one detector
-finds and another misses.
+"""Errors at one score threshold: confusion matrix, ranking of images, and the objects that a detector finds.
 
 Shapes: K classes; D detections and G objects of one image.
 """
@@ -20,15 +19,15 @@ __all__ = ["ImageScore", "Pairs", "confusion_matrix", "found_objects", "pair", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """Detections of one image that count at a score threshold, best first, and the object under each."""
+    """Detections of one image above a score threshold, best first, and the object matched to each."""
 
-    rows: NDArray[np.int64]  # (D,) of the record's detections
+    rows: NDArray[np.int64]  # (D,) row among the record's detections
     objects: NDArray[np.int64]  # (D,) row of an object, of any class; -1 for the background
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageScore:
-    """The outcome of one image: objects found with their class, objects missed, and detections that found none."""
+    """Hits, misses and false positives of one image."""
 
     row: int  # of the records
     hits: int
@@ -42,11 +41,11 @@ class ImageScore:
 
 
 def pair(record: Record, *, min_score: float) -> Pairs:
-    """Returns the detections of at least ``min_score`` and their objects.
+    """Returns the detections with a score of at least ``min_score``, and the objects matched to them.
 
-    At IoU >= 0.5, best score first, each detection takes the free object of its class that it overlaps most; those left
-    over then take, in the same order, what is left of other classes.  A detection that takes none and lies by half in
-    an ignored object is left out.
+    In order of score, each detection is matched to the free object of its class with the largest IoU, at least 0.5.
+    Then the remaining detections are matched, in the same order, to free objects of other classes.  An unmatched
+    detection of which at least half is inside an ignored object is left out.
     """
     kept = np.flatnonzero(record.scores >= record.scores.dtype.type(min_score))
     kept = kept[np.argsort(-record.scores[kept], kind="stable")]
@@ -61,9 +60,9 @@ def pair(record: Record, *, min_score: float) -> Pairs:
 
 
 def confusion_matrix(records: Sequence[Record], num_classes: int, *, min_score: float) -> NDArray[np.int64]:
-    """Counts (K + 1, K + 1): a row per class of the objects, a column per class of the detections.
+    """Returns counts (K + 1, K + 1) with a row per class of objects and a column per class of detections.
 
-    The last row counts detections on the background, the last column objects that nothing shows.
+    The last row counts detections on the background, the last column missed objects.
     """
     matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     for record in records:
@@ -77,7 +76,10 @@ def confusion_matrix(records: Sequence[Record], num_classes: int, *, min_score: 
 
 
 def found_objects(record: Record, *, min_score: float) -> NDArray[np.bool_]:
-    """Returns which objects (G,) have a detection of their class of at least ``min_score``; no ignored one has."""
+    """Returns whether each object (G,) is found by a detection of its class with at least ``min_score``.
+
+    Ignored objects are never found.
+    """
     pairs = pair(record, min_score=min_score)
     taken = pairs.objects >= 0
     rows, objects = pairs.rows[taken], pairs.objects[taken]
@@ -87,7 +89,7 @@ def found_objects(record: Record, *, min_score: float) -> NDArray[np.bool_]:
 
 
 def rank_images(records: Sequence[Record], *, min_score: float) -> list[ImageScore]:
-    """Ranks all images with an object or a detection by F1; of equal ones, first more hits, then fewer errors."""
+    """Ranks all images with an object or a detection by F1, then by more hits, then by fewer errors."""
     scores = []
     for row, record in enumerate(records):
         hits = int(np.count_nonzero(found_objects(record, min_score=min_score)))
@@ -99,7 +101,7 @@ def rank_images(records: Sequence[Record], *, min_score: float) -> list[ImageSco
 
 
 def _take(overlaps: NDArray[np.float64], objects: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns ``objects`` (D,) with its -1 replaced by free objects; the rows of ``overlaps`` (D, G) are best first."""
+    """Returns ``objects`` (D,) with -1 replaced by free objects; rows of ``overlaps`` (D, G) are sorted by score."""
     objects, free = objects.copy(), overlaps.copy()
     free[:, objects[objects >= 0]] = 0
     for row in np.flatnonzero((objects < 0) & (free >= HIT_IOU).any(axis=1)):

@@ -1,4 +1,4 @@
-"""Precision, recall and F1 at IoU 0.5, by COCO's matching, as the score threshold moves.
+"""Precision, recall and F1 at IoU 0.5, by COCO's matching, as functions of the score threshold.
 
 Shapes: D detections of one class in all images, K classes; R recalls and S score thresholds of a grid.
 """
@@ -33,7 +33,7 @@ THRESHOLDS = np.linspace(0, 1, 101)  # (S,)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassCurve:
-    """Detections of one class that are hits or misses, best score first; those of ignored objects are left out."""
+    """Hits and misses of one class, sorted by falling score; detections of ignored objects are left out."""
 
     scores: NDArray[np.floating]  # (D,)
     hits: NDArray[np.bool_]  # (D,)
@@ -41,12 +41,12 @@ class ClassCurve:
 
     @property
     def precision(self) -> NDArray[np.float64]:
-        """(D,) of the detections up to and including each one."""
+        """(D,) precision of the detections up to and including each one."""
         return np.cumsum(self.hits) / np.arange(1, len(self.hits) + 1)
 
     @property
     def recall(self) -> NDArray[np.float64]:
-        """(D,); NaN for a class without objects."""
+        """(D,) recall; NaN for a class without objects."""
         return np.cumsum(self.hits) / (self.num_objects or np.nan)
 
 
@@ -54,13 +54,13 @@ def class_curves(records: Sequence[Record], num_classes: int) -> tuple[ClassCurv
     """Returns the curve (K,) of every class.
 
     Raises:
-        ValueError: a label that is not in 0..num_classes-1, or an image that occurs twice.
+        ValueError: a label is not in 0..num_classes-1, or an image occurs twice.
     """
     return matched_curves(match(records, [str(label) for label in range(num_classes)]))
 
 
 def matched_curves(matches: MatchedRecords) -> tuple[ClassCurve, ...]:
-    """Returns the curve (K,) of every class of records that were matched."""
+    """Returns the curve (K,) of every class of matched records."""
     curves = []
     for found in matches.classes:
         counted = ~found.ignored[:, 0]
@@ -72,7 +72,7 @@ def matched_curves(matches: MatchedRecords) -> tuple[ClassCurve, ...]:
 def mean_precision(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
     """Returns precision (R,) at ``RECALLS``, averaged over the classes with objects; its mean is COCO's AP50.
 
-    As in COCO's metric, the precision at a recall is the best at this recall or a higher one, 0 where none reaches it.
+    As in COCO's metric, the precision at a recall is the best at this or a higher recall, and 0 if none is reached.
     NaN if no class has objects.
     """
     known = [_interpolated(curve) for curve in curves if curve.num_objects]
@@ -80,7 +80,7 @@ def mean_precision(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
 
 
 def f1_by_threshold(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
-    """Returns F1 (S,) of detections from each of ``THRESHOLDS`` on, averaged over the classes with objects.
+    """Returns F1 (S,) at each of ``THRESHOLDS``, averaged over the classes with objects.
 
     F1 = 2 hits / (detections + objects).  NaN if no class has objects.
     """
@@ -89,22 +89,22 @@ def f1_by_threshold(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
 
 
 def best_threshold(f1: NDArray[np.float64]) -> float:
-    """Returns the highest of ``THRESHOLDS`` at which ``f1`` (S,) is best; 0.5 where it is NaN."""
+    """Returns the highest of ``THRESHOLDS`` at which ``f1`` (S,) is maximal; 0.5 if it is NaN."""
     if np.isnan(f1).any():
         return 0.5
     return float(THRESHOLDS[np.flatnonzero(f1 == f1.max())[-1]])
 
 
 def best_f1(curves: Sequence[ClassCurve]) -> tuple[float, float] | tuple[None, None]:
-    """Returns the threshold of ``best_threshold`` and its F1; None where there is no object, or no hit at all."""
+    """Returns the best threshold and its F1; None and None without an object or a hit."""
     f1 = f1_by_threshold(curves)
     return (best_threshold(f1), float(f1.max())) if f1.max() > 0 else (None, None)  # NaN is not above 0
 
 
 def score_of_as_many(records: Sequence[Record]) -> float:
-    """Returns the score above which there are as many detections as objects to find; 0 where there are too few.
+    """Returns the score threshold that keeps as many detections as there are objects; 0 with too few detections.
 
-    At it, two detectors show the same number of boxes, whatever their scores are like.
+    Two detectors show about the same number of boxes at it, however their scores are distributed.
     """
     objects = sum(int(np.count_nonzero(~record.gt_ignore)) for record in records)
     scores = np.sort(np.concatenate([record.scores for record in records] or [np.zeros(0)]))[::-1]
@@ -112,7 +112,7 @@ def score_of_as_many(records: Sequence[Record]) -> float:
 
 
 def _interpolated(curve: ClassCurve) -> NDArray[np.float64]:
-    """Returns precision (R,) of one class that has objects."""
+    """Returns interpolated precision (R,) of one class that has objects."""
     best_from_here = np.maximum.accumulate(curve.precision[::-1])[::-1]
     first_reaching = np.searchsorted(curve.recall, RECALLS, side="left")
     return np.append(best_from_here, 0.0)[first_reaching]
@@ -120,7 +120,7 @@ def _interpolated(curve: ClassCurve) -> NDArray[np.float64]:
 
 def _f1(curve: ClassCurve) -> NDArray[np.float64]:
     """Returns F1 (S,) of one class that has objects."""
-    # Thresholds of the scores' own digits: a score of 0.3 is kept at threshold 0.3.
+    # Thresholds in the scores' own precision: a score of 0.3 is kept at threshold 0.3.
     kept = np.searchsorted(-curve.scores, -THRESHOLDS.astype(curve.scores.dtype), side="right")
     hits = np.concatenate([[0], np.cumsum(curve.hits)])[kept]
     return 2 * hits / (kept + curve.num_objects)

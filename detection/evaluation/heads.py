@@ -1,8 +1,8 @@
-"""Tests whether gains carry over from head to head: mean gains and interactions.
+"""Tests whether gains carry over between heads: mean gains and interactions.
 
-A gain is the figure of a variant less that of another under the same head; an interaction is a gain under one head less
-the same gain under another.  Both are contrasts of arms, with the noise of images (paired: all arms see the same) and
-of seeds as any pair's.  Mean gains hold together, and so do interactions: two families, each with its own 5 %.
+A gain is the difference between two variants under the same head; an interaction is the difference of a gain between
+two heads.  Both are contrasts of arms, with the same noise of images (paired, as all arms see the same images) and of
+seeds as a pair.  Mean gains are one family of claims and interactions another, each with its own 5 %.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Heads = Mapping[str, Mapping[str, str]]  # head -> variant -> arm
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeanGain:
-    """The mean over ``heads`` of the gain of variant ``b`` over variant ``a``."""
+    """The gain of variant ``b`` over variant ``a``, averaged over ``heads``."""
 
     a: str
     b: str
@@ -32,7 +32,7 @@ class MeanGain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interaction:
-    """The gain of variant ``b`` over variant ``a`` under head ``second`` less that under head ``first``."""
+    """The gain of variant ``b`` over variant ``a`` under head ``second`` minus that under head ``first``."""
 
     a: str
     b: str
@@ -43,23 +43,23 @@ class Interaction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcrossHeads:
-    """The claims about pairs of variants that two heads or more have."""
+    """The claims about pairs of variants that at least two heads have."""
 
     means: tuple[MeanGain, ...]
     interactions: tuple[Interaction, ...]
 
 
 def gains(heads: Heads, arms: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns the pairs of ``arms`` that stand under one head, in the order of the heads and of their variants."""
+    """Returns the pairs of ``arms`` under the same head, in the order of heads and variants."""
     return [pair for named in heads.values() for pair in combinations([a for a in named.values() if a in arms], 2)]
 
 
 def compare_heads(
     samples: Mapping[str, Sequence[Sample]], heads: Heads, *, confidence: float = 0.95, pool: bool = False
 ) -> AcrossHeads:
-    """Returns the mean gains and the interactions of all pairs of variants that two heads or more have in ``samples``.
+    """Returns the mean gains and interactions of all pairs of variants that at least two heads have in ``samples``.
 
-    Other arguments and errors as ``compare_samples``.
+    Other arguments and errors are those of ``compare_samples``.
     """
     variants = dict.fromkeys(variant for named in heads.values() for variant in named)
     known = {
@@ -90,7 +90,7 @@ def compare_heads(
 
 
 def claims_of(contrasts: Sequence[Contrast], key: str) -> tuple[list[Claim], bool]:
-    """Returns the claims by the figure ``key``, of methods if all have them and else of detectors; and which."""
+    """Returns the claims about the figure ``key`` and whether they are of methods; else they are of detectors."""
     methods = [contrast.methods[key] for contrast in contrasts if contrast.methods is not None]
     if len(methods) == len(contrasts):
         return methods, True
@@ -98,7 +98,7 @@ def claims_of(contrasts: Sequence[Contrast], key: str) -> tuple[list[Claim], boo
 
 
 def bound(claims: Sequence[Claim]) -> float:
-    """Returns within which distance of zero all of ``claims`` lie, by their intervals; NaN where one has none."""
+    """Returns the largest absolute end of the intervals of ``claims``; NaN if one has no interval."""
     ends = [max(abs(claim.low), abs(claim.high)) for claim in claims]
     return math.nan if any(map(math.isnan, ends)) else max(ends)
 

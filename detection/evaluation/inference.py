@@ -1,13 +1,13 @@
-"""Every interval and every claim of a report, from what images and seeds contribute to each figure.
+"""Computes the intervals and claims of a report from the noise of images and of seeds in each figure.
 
-Two questions are kept apart.  *These detectors on other images*: would the detectors at hand differ so on other images
-of the same kind?  *These methods, trained anew*: would other seeds say the same?  The latter takes two seeds of each
-arm; with one, nothing is said of methods.
+Two questions are kept apart.  *These detectors on other images*: would these detectors differ as much on other images
+of the same kind?  *These methods, trained anew*: would other seeds give the same result?  The latter needs two seeds of
+each arm; with one seed there is no claim about methods.
 
-Any figure with a ``Statistic`` goes through the same analysis: AP, by size and class, AR, VOC mAP, mask AP, types of
-errors.  Claims hold for all pairs of variants together; those of classes and types of errors have a false discovery
-rate.  ``tools/simulate_claims.py`` measures how often intervals cover and claims are false; docs/claims.md has the
-table.  A claim is about a contrast: a weighted sum of arms, of which a pair's difference is the simplest.
+Every figure with a ``Statistic`` has the same analysis: AP, by size and class, AR, VOC mAP, mask AP, types of errors.
+Claims hold for all pairs of variants together; claims about classes and types of errors control the false discovery
+rate.  ``tools/simulate_claims.py`` measures the coverage of intervals and the rate of false claims; docs/claims.md has
+the table.  A claim is about a contrast, a weighted sum of arms; the simplest is the difference of a pair.
 
 Shapes: n seeds, G sets of images, M figures, P contrasts.
 """
@@ -54,7 +54,7 @@ Arms = Mapping[str, tuple[Floats, Floats]]  # values (n, M) and influence (n, G,
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure on the images as they are, and its confidence interval; NaN where there is nothing to find."""
+    """A figure on the test images, and its confidence interval; NaN if there is nothing to find."""
 
     value: float  # a fraction 0..1
     low: float
@@ -63,18 +63,18 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A difference with its interval, which holds together with those of the others of its family."""
+    """A difference and its interval, which holds jointly with those of its family of claims."""
 
     value: float
     low: float
     high: float
-    p: float  # adjusted for the family of claims; NaN: no test, too few images or no value
+    p: float  # adjusted for its family; NaN: no test, as there are too few images or no value
     proven: bool  # p is at most 1 - confidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """Figures of a variant by key, the means over its seeds; intervals stand alone."""
+    """Figures of a variant by key, as means over its seeds; intervals are not adjusted for other figures."""
 
     seeds: int
     detectors: dict[str, Interval]
@@ -87,13 +87,13 @@ class Contrast:
 
     detectors: dict[str, Claim]
     methods: dict[str, Claim] | None
-    missing: str | None  # what it would take to say something of methods
+    missing: str | None  # what is missing for claims about methods
     noise: dict[str, Noise]  # of scalars, not pooled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair(Contrast):
-    """Figures of variant ``b`` less those of variant ``a``."""
+    """Figures of variant ``b`` minus those of variant ``a``."""
 
     a: str
     b: str
@@ -101,18 +101,18 @@ class Pair(Contrast):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pooling:
-    """One seed deviation for all variants, which claims of methods then rest on."""
+    """A common deviation over seeds for all variants, used for claims about methods."""
 
     deviation: dict[str, float]  # of one seed, by key
     freedom: int
-    equal_p: dict[str, float]  # by key; small: the assumption is wrong
+    equal_p: dict[str, float]  # p-value of equal deviations by key; if small, pooling is wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """The result of ``compare_samples``."""
 
-    blocks: int  # sets of images that the intervals come from: as many as images, or random halves
+    blocks: int  # number of jackknife sets of images: one per image, or random halves
     confidence: float  # 0..1
     pooling: Pooling | None
     variants: dict[str, Variant]
@@ -130,13 +130,13 @@ def compare_samples(
 
     Args:
         variants: name -> one sample per training seed, all of the same figures and images.
-        confidence: of intervals, and 1 less the rate of false claims.
-        pool: take the variance of the seeds from all variants together.
-        pairs: that are claimed, all together; default: every one.
+        confidence: level of intervals, and 1 minus the rate of false claims.
+        pool: estimate one variance of seeds from all variants.
+        pairs: pairs to test, in one family; default: all pairs.
 
     Raises:
-        ValueError: no variant, a variant without seeds, other figures or images, ``confidence`` outside (0, 1), or
-            ``pool`` and no variant with two seeds.
+        ValueError: there is no variant, a variant has no seeds, figures or images differ, ``confidence`` is outside
+            (0, 1), or ``pool`` is set and no variant has two seeds.
     """
     names = list(combinations(variants, 2)) if pairs is None else pairs
     found = claim_contrasts(variants, [{a: -1.0, b: 1.0} for a, b in names], confidence=confidence, pool=pool)
@@ -160,9 +160,9 @@ def claim_contrasts(
     confidence: float = 0.95,
     pool: bool = False,
 ) -> list[Contrast]:
-    """Returns what is claimed of ``contrasts``, each a weight of some variants, all together.
+    """Returns the claims about ``contrasts``, which map variants to weights, as one family.
 
-    Other arguments and errors as ``compare_samples``.
+    Other arguments and errors are those of ``compare_samples``.
     """
     check_confidence(confidence)
     _check(variants)
@@ -230,10 +230,10 @@ def _contrasts(
     keys: Sequence[str],
     alpha: float,
 ) -> list[Contrast]:
-    """Returns the claims by ``noises``, which may be pooled, and each contrast's ``own`` noise."""
+    """Returns the claims from ``noises``, which may be pooled; contrasts keep their ``own`` noise."""
     if not contrasts:
         return []
-    # From 0 on, a difference b - a of two arms is -a + b, and the same to the last bit.
+    # sum() starts at 0, so the difference b - a of two arms is -a + b, equal to the last bit.
     values = np.stack([sum(w * arms[name][0].mean(axis=0) for name, w in row.items()) for row in contrasts])
     limits = [sum(map(abs, row.values())) / 2 for row in contrasts]
     seeded = [row for row, noise in zip(contrasts, noises, strict=True) if _is_seeded(noise)]
@@ -263,10 +263,10 @@ def _claims(
     *,
     size: tuple[int, int] | None,
 ) -> list[dict[str, Claim]]:
-    """Returns the claims of contrasts (P, M) by key; each family of keys is adjusted over all contrasts together.
+    """Returns the claims about contrasts (P, M) by key; each family of keys is adjusted over all contrasts.
 
-    They are of methods, in a family of this ``size`` (arms, claims), or of the detectors at hand (None).  ``limits``
-    (P,) are the largest values that a contrast of fractions has.
+    Claims are about methods, in a family of ``size`` (arms, claims), or about these detectors (None).  ``limits`` (P,)
+    are the largest possible values of the contrasts of fractions.
     """
     adjusted, halves = np.empty_like(values), np.empty_like(values)
     families = np.array([family(key) for key in keys])
@@ -285,7 +285,7 @@ def _claims(
 def _adjust_all(
     values: Floats, noises: Sequence[Noise], alpha: float, size: tuple[int, int] | None
 ) -> tuple[Floats, Floats]:
-    """Returns p-values and half intervals (P, m) that hold for all differences together."""
+    """Returns p-values and half intervals (P, m) that hold for all differences jointly."""
     if size is not None:
         arms, claims = size
         p = [p_value(noise, row, arms=arms, claims=claims) for noise, row in zip(noises, values, strict=True)]
@@ -298,7 +298,7 @@ def _adjust_all(
 def _adjust_discoveries(
     values: Floats, noises: Sequence[Noise], alpha: float, size: tuple[int, int] | None
 ) -> tuple[Floats, Floats]:
-    """Returns p-values and half intervals (P, m) with a false discovery rate."""
+    """Returns p-values and half intervals (P, m) that control the false discovery rate."""
     test, width = (images_p_value, images_half_width) if size is None else (p_value, half_width)
     p = np.stack([test(noise, row) for noise, row in zip(noises, values, strict=True)])
     level = single_level(p.ravel(), alpha, discovered=True)
@@ -306,9 +306,10 @@ def _adjust_discoveries(
 
 
 def _claim(value: float, half: float, p: float, *, alpha: float, limit: float) -> Claim:
-    """Returns a difference with its interval; what Holm proves beyond Bonferroni's interval ends at zero.
+    """Returns a difference with its interval.
 
-    No difference of fractions is beyond ``limit``, 1 of a pair, so that the interval ends there.
+    If Holm proves a difference whose Bonferroni interval contains zero, the interval is cut at zero.  It is also cut at
+    ``limit``, the largest possible difference of fractions, which is 1 for a pair.
     """
     low, high, proven = max(value - half, min(value, -limit)), min(value + half, max(value, limit)), p <= alpha
     if proven:
@@ -322,7 +323,7 @@ def _is_seeded(noise: Noise) -> bool:
 
 
 def _missing(seeds: Mapping[str, int], noise: Noise) -> str | None:
-    """Returns what methods would take, None where it is there; pooled seeds may come from other variants."""
+    """Returns what is missing for claims about methods, or None; pooled seeds may come from other variants."""
     if _is_seeded(noise):
         return None
     single = [name for name, count in seeds.items() if count < 2]
@@ -330,17 +331,17 @@ def _missing(seeds: Mapping[str, int], noise: Noise) -> str | None:
 
 
 def _pooled_deviation(arms: Arms) -> tuple[Floats, int]:
-    """Returns the deviation (M,) of a seed over all ``arms``, and its degrees of freedom."""
+    """Returns the deviation (M,) over seeds, pooled over ``arms``, and its degrees of freedom."""
     counts, variances = _seed_variances(arms)
     freedom = int((counts - 1).sum())
     return np.sqrt((variances * (counts - 1)[:, None]).sum(axis=0) / freedom), freedom
 
 
 def _seed_variances(arms: Arms) -> tuple[NDArray[np.integer], Floats]:
-    """Returns the seeds (A,) and the variance over them (A, M) of each arm that has several."""
+    """Returns the number of seeds (A,) and the variance over them (A, M) of each arm with several."""
     several = [values for values, _ in arms.values() if len(values) > 1]
     if not several:
-        raise ValueError("pooling the seeds takes a variant with two seeds or more; every variant has one")
+        raise ValueError("pooling needs a variant with at least two seeds; every variant has one")
     return np.array([len(values) for values in several]), np.stack([values.var(axis=0, ddof=1) for values in several])
 
 

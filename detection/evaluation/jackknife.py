@@ -1,8 +1,8 @@
-"""The jackknife: the share of the choice of test images in the variance of a run's figures.
+"""The jackknife: the variance of a run's figures over the choice of test images.
 
-Up to 100 images each one is left out.  With more, random halves are: AP is read at 101 recalls, whose places jitter
-when single images go, and with many images that jitter would count as noise.  The sets are the same for all runs of the
-same images, so what is hard about an image cancels in a difference.
+Up to 100 images, each image is left out once.  With more images, random halves are left out.  AP is read at 101
+recalls, which jitter when single images are left out, and with many images this jitter would count as noise.  The sets
+are the same for all runs on the same images, so the difficulty of an image cancels in a difference.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11; Shao and Wu, "A general theory for
 jackknife variance estimation", Annals of Statistics 1989, for halves.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 __all__ = ["MAX_SETS", "Sample", "Statistic", "image_sets", "jackknife"]
 
-# A deviation from 100 sets is within 7 %, and its t quantile 1.2 % from the normal's.
+# A deviation estimated from 100 sets has an error of 7 %, and its t quantile differs by 1.2 % from the normal's.
 MAX_SETS = 100
 
 
@@ -30,8 +30,9 @@ class Statistic:
 
     Attributes:
         names: (M,) keys of the figures.
-        compute: gives the figures (B, M) of sets in which image i occurs ``weights[:, i]`` times, of counts (B, N).
-        images: (M,) number of images that hold an object which the figure looks for.
+        compute: takes counts ``weights`` (B, N) and returns the figures (B, M) of resamples in which image i occurs
+            ``weights[:, i]`` times.
+        images: (M,) number of images with an object that counts for the figure.
     """
 
     names: tuple[str, ...]
@@ -41,19 +42,19 @@ class Statistic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Figures of one run, and how they depend on the images.
+    """Figures of one run, and their dependence on the images.
 
-    The sum over the sets of the products of two influences is the covariance of two figures over the choice of
-    images, whether these are of one run or of two.  NaN: the figure has no value, or none on most sets.
+    The sum over the sets of the product of two influences is the covariance of two figures over the choice of images,
+    for figures of one run or of two.  NaN: the figure has no value, or none on most sets.
     """
 
     names: tuple[str, ...]  # M
-    values: NDArray[np.float64]  # (M,) on the images as they are
+    values: NDArray[np.float64]  # (M,) on all images
     influence: NDArray[np.float64]  # (G, M)
     images: NDArray[np.int64]  # (M,) as in Statistic
 
     def only(self, names: Collection[str]) -> Sample:
-        """Returns those of its figures that ``names`` has, in its own order."""
+        """Returns the figures in ``names``, in the order of this sample."""
         if len(names) == len(self.names):
             return self
         rows = [row for row, name in enumerate(self.names) if name in names]
@@ -66,12 +67,12 @@ class Sample:
 
 
 def jackknife(statistic: Statistic, num_images: int, *, sets: int = MAX_SETS) -> Sample:
-    """Returns the figures of ``statistic`` on all images, and how they change without some of them.
+    """Returns the figures of ``statistic`` on all images, and their change without some of the images.
 
     Args:
-        statistic: of a run.
-        num_images: tested.
-        sets: the most images that are left out one by one, and the number of halves with more.
+        statistic: figures of a run.
+        num_images: number of test images.
+        sets: largest number of images that are left out one by one; with more images, the number of random halves.
 
     Raises:
         ValueError: fewer than two images.
@@ -83,7 +84,7 @@ def jackknife(statistic: Statistic, num_images: int, *, sets: int = MAX_SETS) ->
     left, known = values[1:], ~np.isnan(values[1:])
     count = known.sum(axis=0)
     change = left - np.where(known, left, 0).sum(axis=0) / np.maximum(count, 1)
-    # One by one the variance is (G - 1) / G times the sum of squares; of halves it is their mean square.
+    # Leaving out single images, the variance is (G - 1) / G times the sum of squares; with halves, the mean square.
     scale = kept / (num_images - kept) / np.maximum(count if num_images <= sets else count - 1, 1)
     some = (count == len(rows)) if num_images <= sets else (count > len(rows) / 2)
     influence = np.where(some, np.where(known, change, 0) * np.sqrt(scale), np.nan)
@@ -91,7 +92,7 @@ def jackknife(statistic: Statistic, num_images: int, *, sets: int = MAX_SETS) ->
 
 
 def image_sets(num_images: int, sets: int = MAX_SETS) -> NDArray[np.int32]:
-    """Returns how often each image counts (G, N): all but one, or random halves.
+    """Returns the count (G, N) of each image in each set: all images but one, or random halves.
 
     Raises:
         ValueError: fewer than two images.

@@ -1,8 +1,8 @@
-"""Likely errors of labels: where the detections of one or several runs contradict the objects.
+"""Finds likely label errors, where the detections of one or several runs contradict the annotations.
 
-A detection that is explained, by an object of its class or by an ignored region, says nothing. The others point to
-objects without a label, and to labels with a doubtful class or box; their scores are means over runs, so that what only
-one of them says counts less.  An object that no run finds, though its like is found, may be none.
+Detections explained by an object of their class or by an ignored region are not used.  The others indicate missing
+labels, and labels with a doubtful class or box.  Scores are means over runs, so an indication of a single run counts
+less.  An object that no run finds, although similar objects are found, may be a false label.
 
 After: Tkachenko, Thyagarajan and Mueller 2023, "ObjectLab: Automated Diagnosis of Mislabeled Images in Object Detection
 Data", which scores overlooked, swapped and badly located labels of an image by one model.
@@ -32,22 +32,22 @@ KINDS: dict[Kind, str] = {
     "box": "a box at the wrong place",
     "extra": "a label without an object",
 }
-NEAR_IOU = 0.2  # from here on a detection of its class may mean the same object as a label
-SEEN_IOU = 0.3  # from here on a detection of any class shows that something is there
+NEAR_IOU = 0.2  # IoU from which a detection may mean the same object as a label of its class
+SEEN_IOU = 0.3  # IoU from which a detection of any class confirms an object
 SIZES = ("small", "medium", "large")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspect:
-    """A label that is likely wrong, or lacking.
+    """A label that is probably wrong or missing.
 
     Attributes:
-        kind: see ``KINDS``.
-        row: of the record.
-        score: 0..1, how likely.
-        object: row of the object that is meant; None where the label is lacking.
-        box: that is suggested, pixels; that of the object where only its class or its presence is doubted.
-        label: that is suggested.
+        kind: one of ``KINDS``.
+        row: row of the record.
+        score: likelihood of the error, 0..1.
+        object: row of the object; None for a missing label.
+        box: suggested box, pixels; the object's box if only its class or its presence is doubted.
+        label: suggested label.
     """
 
     kind: Kind
@@ -60,7 +60,7 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class _Loose:
-    """Detections of one image and all runs that no object explains, best first."""
+    """Detections of all runs on one image that no object explains, best first."""
 
     boxes: NDArray[np.floating]  # (D, 4)
     scores: NDArray[np.floating]  # (D,)
@@ -69,11 +69,11 @@ class _Loose:
 
 
 def find_label_errors(runs: Sequence[Sequence[Record]], *, min_score: float) -> list[Suspect]:
-    """Returns the suspects of all images, the likeliest first.
+    """Returns the suspects of all images, the most likely first.
 
     Args:
-        runs: the records of each run, of the same images.
-        min_score: of detections that count; an object is found from it on.
+        runs: records of each run, on the same images.
+        min_score: smallest score of detections that count, also for finding an object.
     """
     suspects, seen = list[Suspect](), list[NDArray[np.float64]]()
     for row, records in enumerate(zip(*runs, strict=True)):
@@ -91,7 +91,7 @@ def find_label_errors(runs: Sequence[Sequence[Record]], *, min_score: float) -> 
 
 
 def _own_scores(records: Sequence[Record]) -> NDArray[np.float64]:
-    """Returns the mean over runs of the best score (G,) of a detection of each object's class and place."""
+    """Returns the best score (G,) of a detection with each object's class and place, averaged over runs."""
     best = [
         np.where(
             (box_iou(one.boxes, one.gt_boxes) >= HIT_IOU) & (one.labels[:, None] == one.gt_labels),
@@ -104,7 +104,7 @@ def _own_scores(records: Sequence[Record]) -> NDArray[np.float64]:
 
 
 def _seen_scores(records: Sequence[Record]) -> NDArray[np.float64]:
-    """Returns the best score (G,) in any run of any detection about where each object is."""
+    """Returns the best score (G,), in any run and of any class, of a detection at each object's place."""
     best = [
         np.where(box_iou(one.boxes, one.gt_boxes) >= SEEN_IOU, one.scores[:, None], 0).max(axis=0, initial=0)
         for one in records
@@ -124,7 +124,7 @@ def _loose(records: Sequence[Record]) -> _Loose:
 
 
 def _doubts(row: int, record: Record, own: NDArray[np.float64], loose: _Loose, runs: int) -> list[Suspect]:
-    """Returns objects that loose detections say to be of another class, or to lie elsewhere."""
+    """Returns the objects whose class or box unexplained detections contradict."""
     overlaps, found = box_iou(loose.boxes, record.gt_boxes), list[Suspect]()
     for number in np.flatnonzero(~record.gt_ignore).tolist():
         label, iou = int(record.gt_labels[number]), overlaps[:, number]
@@ -143,13 +143,13 @@ def _doubts(row: int, record: Record, own: NDArray[np.float64], loose: _Loose, r
 def _missing(
     row: int, record: Record, loose: _Loose, moved: NDArray[np.floating], runs: int, min_score: float
 ) -> list[Suspect]:
-    """Places that detections agree on and no object has; ``moved`` (M, 4) are told as those of misplaced labels."""
+    """Returns boxes of missing labels; ``moved`` (M, 4) are boxes already reported for misplaced labels."""
     known = np.concatenate([record.gt_boxes, moved])
     loose = _taken(loose, np.asarray(~(box_iou(loose.boxes, known) >= HIT_IOU).any(axis=1)))
     found = list[Suspect]()
-    while len(loose.scores) and loose.scores[0] >= min_score:  # the best of all; a mean is no higher
+    while len(loose.scores) and loose.scores[0] >= min_score:  # the best first: no mean over runs is higher
         together = np.asarray(box_iou(loose.boxes, loose.boxes[:1])[:, 0] >= HIT_IOU)
-        together[0] = True  # a box without area overlaps not even itself
+        together[0] = True  # a box without area has IoU 0 even with itself
         agreed = _agreed(_taken(loose, together), runs)
         assert agreed is not None
         box, label, score = agreed
@@ -160,7 +160,7 @@ def _missing(
 
 
 def _extra(records: Sequence[Record], seen: Sequence[NDArray[np.float64]], min_score: float) -> list[Suspect]:
-    """Returns objects not ``seen``, by how much more others of their class and size are: ``min_score`` at least."""
+    """Returns objects that are seen less than others of their class and size, by at least ``min_score``."""
     if not records:
         return []
     labels = np.concatenate([record.gt_labels for record in records])
@@ -181,7 +181,7 @@ def _extra(records: Sequence[Record], seen: Sequence[NDArray[np.float64]], min_s
 
 
 def _agreed(loose: _Loose, runs: int) -> tuple[tuple[float, float, float, float], int, float] | None:
-    """Returns the box and label on which ``loose`` agree, and their mean score over all ``runs``; None of none."""
+    """Returns the box and label on which ``loose`` agree, and their mean score over all ``runs``; None if empty."""
     best = None
     for label in dict.fromkeys(loose.labels.tolist()):
         own = _taken(loose, loose.labels == label)

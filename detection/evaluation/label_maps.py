@@ -1,16 +1,16 @@
-"""Figures of label maps: intersection over union and accuracy of pixels, from counts of true and predicted classes.
+"""Semantic segmentation metrics: IoU and pixel accuracy, from counts of pixels by true and predicted class.
 
-The IoU of a class is that of its pixels in all images together.  A class that no pixel has, neither true nor predicted,
-has no IoU and is no part of the mean; one that is predicted and never true has IoU 0.  This is the definition of
-Cityscapes' scripts.  PASCAL VOC's and torchvision's reference scripts give the same wherever every class has a true
-pixel, and so does Detectron2, which leaves all classes without a true pixel out.  Void pixels are left out, and a pixel
-for which nothing is predicted is a miss of its true class.
+The IoU of a class is computed over its pixels in all images together.  A class without true and predicted pixels has no
+IoU and is left out of the mean; a class that is predicted but never true has IoU 0.  This is the definition of
+Cityscapes' scripts.  PASCAL VOC's and torchvision's reference scripts agree if every class has a true pixel, and so
+does Detectron2, which leaves out all classes without a true pixel.  Void pixels are left out.  A pixel without a
+prediction is a miss of its true class.
 
 Source: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015, section 2.2; Long
 et al., "Fully Convolutional Networks for Semantic Segmentation", 2015, section 5, for frequency-weighted IoU and
 accuracies.
 
-Shapes: H W height and width, N images, B sets of them, K classes.
+Shapes: H W height and width, N images, B resamples of them, K classes.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ class LabelClasses:
     """The classes of label maps."""
 
     names: tuple[str, ...]  # K
-    num_things: int = 0  # how many, the first ones, are of countable objects
+    num_things: int = 0  # number of classes of countable objects, which come first
 
 
 @dataclass(frozen=True, slots=True)
 class LabelFigures:
-    """Figures of B sets of images, fractions 0..1; NaN where there is no pixel to judge."""
+    """Figures of B resamples of images, fractions 0..1; NaN without pixels."""
 
     numbers: Floats  # (B, 4) LABEL_NUMBERS
     iou: Floats  # (B, K)
 
 
 def label_counts(true: NDArray[np.uint8], predicted: NDArray[np.integer], num_classes: int) -> csr_array:
-    """Returns the pixels (K, K + 1) of one image by true and by predicted class; the last column is none.
+    """Returns the number (K, K + 1) of pixels of one image by true and predicted class; the last column is none.
 
     Args:
-        true: (H, W) labels 0..K-1; pixels that are VOID are left out.
+        true: (H, W) labels 0..K-1; VOID pixels are left out.
         predicted: (H, W) labels 0..K-1, or VOID for none.
         num_classes: K.
 
     Raises:
-        ValueError: maps of different sizes, or a label that is neither VOID nor in 0..K-1.
+        ValueError: the maps differ in size, or a label is neither VOID nor in 0..K-1.
     """
     if true.shape != predicted.shape:
         raise ValueError(
@@ -88,10 +88,10 @@ def label_counts(true: NDArray[np.uint8], predicted: NDArray[np.integer], num_cl
 
 
 def pixel_totals(records: Sequence[Record], num_classes: int) -> NDArray[np.int64]:
-    """Returns hits, true and predicted pixels (N, 3, K) of ``records``, by ascending image id.
+    """Returns the numbers (N, 3, K) of hit, true and predicted pixels of ``records``, by ascending image id.
 
     Raises:
-        ValueError: a record without counts, or with those of another number of classes.
+        ValueError: a record has no counts, or counts of another number of classes.
     """
     ordered = _by_id(records)
     totals = np.zeros((len(ordered), 3, num_classes), np.int64)
@@ -104,7 +104,7 @@ def pixel_totals(records: Sequence[Record], num_classes: int) -> NDArray[np.int6
 
 
 def pixel_counts(records: Sequence[Record]) -> NDArray[np.int64] | None:
-    """Returns the pixels (K, K + 1) by true and by predicted class of all ``records``; None where one has no counts."""
+    """Returns the number (K, K + 1) of pixels of all ``records`` by true and predicted class; None if one has none."""
     total: NDArray[np.int64] | None = None
     for record in records:
         if record.label_counts is None:
@@ -118,7 +118,7 @@ def segment_counts(records: Sequence[Record], num_classes: int) -> NDArray[np.fl
     """Returns the panoptic counts (N, K, 4) of ``records``, by ascending image id.
 
     Raises:
-        ValueError: a record without counts, or with those of another number of classes.
+        ValueError: a record has no counts, or counts of another number of classes.
     """
     ordered = _by_id(records)
     stacked = np.zeros((len(ordered), num_classes, 4))
@@ -131,7 +131,7 @@ def segment_counts(records: Sequence[Record], num_classes: int) -> NDArray[np.fl
 
 
 def label_figures(totals: NDArray[np.int64]) -> LabelFigures:
-    """Returns the figures of hits, true and predicted pixels ``totals`` (B, 3, K)."""
+    """Returns the figures for ``totals`` (B, 3, K), the numbers of hit, true and predicted pixels."""
     hits, true, predicted = np.moveaxis(totals, 1, 0)
     iou, pixels = _ratio(hits, true + predicted - hits), true.sum(axis=1)
     numbers = [
@@ -144,22 +144,22 @@ def label_figures(totals: NDArray[np.int64]) -> LabelFigures:
 
 
 def check_comparable_maps(runs: Mapping[str, Sequence[Record]]) -> None:
-    """Raises unless all ``runs``, of the same images, or none predict label maps and were judged by the same ones.
+    """Checks that all ``runs`` on the same images, or none, have label maps with the same ground truth.
 
     Raises:
-        ValueError: naming the first run and the one that differs from it.
+        ValueError: names the first run and the one that differs from it.
     """
     (first, expected), *others = runs.items()
     for name, records in others:
         for a, b in zip(_by_id(expected), _by_id(records), strict=True):
             if (a.label_counts is None) != (b.label_counts is None):
-                raise ValueError(f"{first} and {name} are not comparable: one of them alone predicts label maps")
+                raise ValueError(f"{first} and {name} are not comparable: only one of them predicts label maps")
             if a.label_counts is None or b.label_counts is None:
                 continue
             ours, theirs = a.label_counts.sum(axis=1), b.label_counts.sum(axis=1)
             if not np.array_equal(ours, theirs):
                 raise ValueError(
-                    f"{first} and {name} are not comparable: {a.file_name} was judged by other label maps; test "
+                    f"{first} and {name} are not comparable: {a.file_name} was evaluated with other label maps; test "
                     "both on the same data"
                 )
 

@@ -1,4 +1,4 @@
-"""COCO's matching of detections with objects, done once and packed: AP of any resample of the images is then sums.
+"""COCO's matching of detections with objects, done once so that AP of any resample of images needs only sums.
 
 Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; https://cocodataset.org/#detection-eval.
 
@@ -43,9 +43,9 @@ __all__ = [
 Table = TypeVar("Table", bound=Any)  # a dataclass of arrays
 Area = Literal["all", "small", "medium", "large"]
 
-MAX_DETECTIONS = 100  # of a class in an image
-MAX_WITH_KEYPOINTS = 20  # the same of keypoints
-# Square pixels of the objects that each part of COCO's metric asks for, both limits included.
+MAX_DETECTIONS = 100  # per class and image
+MAX_WITH_KEYPOINTS = 20  # per class and image, for keypoints
+# Range of object areas, in square pixels and inclusive, of each part of COCO's metric.
 AREAS: dict[Area, tuple[float, float]] = {
     "all": (0, 1e10),
     "small": (0, 32**2),
@@ -56,19 +56,19 @@ AREAS: dict[Area, tuple[float, float]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassMatches:
-    """Detections of one class in all images, best score first; ties keep the order of image ids, then of rows."""
+    """Detections of one class in all images by falling score; ties keep the order of image ids, then of rows."""
 
     images: NDArray[np.int64]  # (D,) index 0..N-1 into MatchedRecords.image_ids
     scores: NDArray[np.floating]  # (D,)
-    ranks: NDArray[np.int64]  # (D,) 0 for the best of the class in its image
-    hits: NDArray[np.bool_]  # (D, T) found an object that no better one had found
-    ignored: NDArray[np.bool_]  # (D, T) neither hit nor miss: found ignored objects only, or is of another area
-    num_objects: NDArray[np.int64]  # (N,) objects to find, without ignored ones
+    ranks: NDArray[np.int64]  # (D,) rank by score in the class and image, from 0
+    hits: NDArray[np.bool_]  # (D, T) matched to an object that is not ignored
+    ignored: NDArray[np.bool_]  # (D, T) neither hit nor miss: matched only to ignored objects, or of another area
+    num_objects: NDArray[np.int64]  # (N,) number of objects that are not ignored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchedRecords:
-    """The input of AP: detections and counts of objects, class by class."""
+    """The input of AP: detections and numbers of objects, by class."""
 
     class_names: tuple[str, ...]  # K
     image_ids: NDArray[np.int64]  # (N,) ascending
@@ -77,16 +77,16 @@ class MatchedRecords:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageMatches:
-    """The detections of one image that COCO's metric looks at, best score first."""
+    """The detections of one image that count in COCO's metric, by falling score."""
 
-    rows: NDArray[np.int64]  # (D,) of the record
-    objects: NDArray[np.int64]  # (D, T) row of the object that each one found, -1 for none
+    rows: NDArray[np.int64]  # (D,) row in the record
+    objects: NDArray[np.int64]  # (D, T) row of the matched object, -1 for none
     ignored: NDArray[np.bool_]  # (D, T)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlatMatches:
-    """Detections of all images and classes, image by image in the order of ids, and the objects to find."""
+    """Detections of all images and classes, sorted by image id, and the objects that are not ignored."""
 
     images: NDArray[np.int64]  # (D,) index of the image
     labels: NDArray[np.int64]  # (D,)
@@ -98,7 +98,7 @@ class FlatMatches:
 
 
 def match(records: Sequence[Record], class_names: Sequence[str], *, iou_type: IouType = "bbox") -> MatchedRecords:
-    """Returns ``records`` matched at IoU 0.50, 0.55, ..., 0.95, objects of every area.
+    """Returns ``records`` matched at IoU 0.50, 0.55, ..., 0.95, for objects of any area.
 
     Raises:
         ValueError: as ``match_areas``.
@@ -113,16 +113,16 @@ def match_areas(
     iou_type: IouType = "bbox",
     areas: Sequence[Area] = tuple(AREAS),
 ) -> dict[Area, MatchedRecords]:
-    """Returns ``records`` matched at IoU 0.50, 0.55, ..., 0.95 under the name of each of ``areas``.
+    """Returns ``records`` matched at IoU 0.50, 0.55, ..., 0.95 for each of ``areas``.
 
-    Objects of another area are ignored, and so are detections of another area that find nothing.  With "segm", IoU
-    and the areas of detections are those of masks, and an object whose mask is unknown is ignored; "boundary" is the
-    same, but that a pair's IoU is at most that of the boundaries of its masks.  With "keypoints", OKS takes the place
-    of IoU, the area of a detection is that around its keypoints, and an object of which none is labelled is ignored.
+    Objects of other areas are ignored, and so are unmatched detections of other areas.  With "segm", IoU and the areas
+    of detections are those of masks, and an object without a known mask is ignored.  With "boundary", the IoU of a pair
+    is the smaller of mask and boundary IoU.  With "keypoints", OKS replaces IoU, the area of a detection is that of the
+    box around its keypoints, and an object without a labelled keypoint is ignored.
 
     Raises:
-        ValueError: a label that ``class_names`` lacks, an image that occurs twice, or an ``iou_type`` of
-            masks or keypoints and a record without.
+        ValueError: a label is not in ``class_names``, an image occurs twice, or a record lacks the masks or keypoints
+            of ``iou_type``.
     """
     found = _find(records, len(class_names), iou_type)
     columns = found.columns
@@ -131,14 +131,13 @@ def match_areas(
 
 
 def match_images(records: Sequence[Record]) -> list[ImageMatches]:
-    """Returns COCO's greedy matching of the boxes of each of ``records``, at all of ``COCO_IOUS``.
+    """Returns COCO's greedy matching of the boxes of each of ``records`` at all of ``COCO_IOUS``.
 
-    From the best score on, a detection takes, of the objects of its class that are free and reach the threshold, the
-    one that it overlaps most. Where there is none, but an ignored object reaches the threshold, the detection is
-    ignored.
+    In order of score, each detection is matched to the free object of its class with the largest IoU at or above the
+    threshold.  If there is none, but an ignored object reaches the threshold, the detection is ignored.
 
     Raises:
-        ValueError: a negative label, or an image that occurs twice.
+        ValueError: a label is negative, or an image occurs twice.
     """
     highest = max((int(labels.max()) for r in records for labels in (r.labels, r.gt_labels) if len(labels)), default=0)
     found = _find(records, highest + 1, "bbox")
@@ -156,12 +155,12 @@ def match_images(records: Sequence[Record]) -> list[ImageMatches]:
 
 
 def match_image(record: Record) -> ImageMatches:
-    """Returns what ``match_images`` gives of one record."""
+    """Returns ``match_images`` of one record."""
     return match_images([record])[0]
 
 
 def join(tables: Sequence[Table]) -> Table:
-    """Returns the rows of all ``tables``, which are dataclasses of arrays, in one."""
+    """Concatenates ``tables``, which are dataclasses of arrays."""
     columns = {
         field.name: np.concatenate([getattr(table, field.name) for table in tables]) for field in fields(tables[0])
     }
@@ -169,7 +168,7 @@ def join(tables: Sequence[Table]) -> Table:
 
 
 def pack(flat: FlatMatches, class_names: Sequence[str], image_ids: Sequence[int]) -> MatchedRecords:
-    """Returns the rows of ``flat`` class by class and by score; ``image_ids`` ascend."""
+    """Returns the rows of ``flat`` by class and falling score; ``image_ids`` ascend."""
     ranks = np.empty(len(flat.scores), np.int64)
     by_image = np.lexsort((-flat.scores, flat.images, flat.labels))  # stable
     ranks[by_image] = positions(flat.labels[by_image] * len(image_ids) + flat.images[by_image])
@@ -184,7 +183,7 @@ def _pack(
     order: NDArray[np.int64],
     ranks: NDArray[np.int64],
 ) -> MatchedRecords:
-    """Returns ``flat`` in ``order`` (D,), which is by class, by score and by image; ``ranks`` (D,) are in its own."""
+    """Returns ``flat`` in ``order`` (D,), by class, score and image; ``ranks`` (D,) are in the order of ``flat``."""
     num_images, num_classes = len(image_ids), len(class_names)
     starts = np.searchsorted(flat.labels[order], np.arange(num_classes))
     cells = flat.gt_labels * num_images + flat.gt_images
@@ -207,10 +206,10 @@ def _pack(
 
 
 def check_comparable(runs: Mapping[str, MatchedRecords]) -> None:
-    """Raises unless all ``runs`` were tested with the same classes, images and objects.
+    """Checks that all ``runs`` were tested with the same classes, images and objects.
 
     Raises:
-        ValueError: naming the first run and the one that differs from it.
+        ValueError: names the first run and the one that differs from it.
     """
     (first, expected), *others = runs.items()
     for name, matches in others:
@@ -220,7 +219,7 @@ def check_comparable(runs: Mapping[str, MatchedRecords]) -> None:
 
 
 def _mismatch(a: MatchedRecords, b: MatchedRecords) -> str | None:
-    """Returns what was tested differently, first ``a`` and then ``b``; None for nothing."""
+    """Returns the first difference between the test sets of ``a`` and ``b``; None if they agree."""
     for what, ours, theirs in (
         ("classes", list(a.class_names), list(b.class_names)),
         ("images", a.image_ids.tolist(), b.image_ids.tolist()),
@@ -239,15 +238,15 @@ def _mismatch(a: MatchedRecords, b: MatchedRecords) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Detections and objects of a whole set, and which of them overlap."""
+    """Detections and objects of a whole set, and the overlapping pairs."""
 
     columns: Columns
     rounds: Rounds
-    ignored: NDArray[np.bool_]  # (G,) in every area: crowds, difficult objects, objects of unknown mask
+    ignored: NDArray[np.bool_]  # (G,) ignored in every area: crowds, difficult objects, objects without a known mask
     areas: NDArray[np.float64]  # (D,) square pixels of the detections
 
     def objects(self, area: Area) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Returns the object (D, T) that each detection takes, -1 for none, and which objects (G,) are ignored."""
+        """Returns the matched object (D, T) of each detection, -1 for none, and whether each object (G,) is ignored."""
         low, high = AREAS[area]
         ignored = self.ignored | (self.columns.gt_areas < low) | (self.columns.gt_areas > high)
         objects = assign(
@@ -273,7 +272,7 @@ class _Found:
 
 
 def _find(records: Sequence[Record], num_classes: int, iou_type: IouType) -> _Found:
-    """Returns the detections and objects of ``records`` that overlap at the lowest of ``COCO_IOUS``."""
+    """Returns the pairs of detections and objects of ``records`` that reach the lowest of ``COCO_IOUS``."""
     limit = MAX_WITH_KEYPOINTS if iou_type == "keypoints" else MAX_DETECTIONS
     columns, least = join_records(records, num_classes, limit=limit), float(COCO_IOUS[0])
     if iou_type == "keypoints":

@@ -1,7 +1,7 @@
-"""THE table of metrics: the figures of result.json, their names in print, which way is better and where they appear.
+"""The table of metrics: the figures of result.json, their printed names, their direction and where they appear.
 
-A new metric takes a function of the records and the class names, and a line in ``METRICS`` that holds it; evaluation,
-logs, tables, reports and ``solver.best_metric`` read the table.
+A new metric is a function of the records and the class names, and a line in ``METRICS``.  Evaluation, logs, tables,
+reports and ``solver.best_metric`` read the table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "shown_in",
 ]
 
-NONE = "-"  # printed in place of a figure without a value
+NONE = "-"  # printed for a figure without a value
 
 Place = Literal["log", "console", "report"]
 Compute = Callable[[Sequence[Record], Sequence[str]], float]
@@ -45,10 +45,10 @@ class Metric:
         name: as printed; unique among those of a report.
         shown: the log lines, metrics.jsonl and TensorBoard ("log"), the tables after a test ("console"), and the
             columns of reports and analyses ("report").
-        compute: gives the figure from all records and the class names, NaN for none.  None: it is a number of COCO's,
-            VOC's or the classifier's evaluation, which give many at once.
-        lower_is_better: of two values, the smaller one is the better.
-        is_fraction: it is a fraction 0..1, printed in percent.
+        compute: computes the figure from all records and the class names, NaN for no value.  None: the figure is one of
+            many from the COCO, VOC or classification evaluation.
+        lower_is_better: whether smaller values are better.
+        is_fraction: whether the figure is a fraction 0..1, printed in percent.
     """
 
     key: str
@@ -84,7 +84,7 @@ _PANOPTIC_PLACES: dict[str, tuple[Place, ...]] = {
     "RQ": ("console", "report"),
 }
 
-DECIDING = ("panoptic.PQ", "semseg.mIoU", "bbox.AP")  # networks are compared by the first that there is
+DECIDING = ("panoptic.PQ", "semseg.mIoU", "bbox.AP")  # networks are compared by the first one available
 METRICS = (
     *_coco("bbox", "", reported=COCO_NUMBERS[:9]),
     *_coco("segm", "mask ", reported=()),
@@ -118,7 +118,7 @@ def named(key: str) -> Metric:
     """Returns the metric of ``key``.
 
     Raises:
-        KeyError: the table has none.
+        KeyError: the table lacks ``key``.
     """
     found = next((metric for metric in METRICS if metric.key == key), None)
     if found is None:
@@ -127,12 +127,12 @@ def named(key: str) -> Metric:
 
 
 def shown_in(place: Place, section: str = "") -> list[Metric]:
-    """Returns the metrics that ``place`` shows, of one ``section`` of result.json or of all."""
+    """Returns the metrics shown in ``place``, of one ``section`` of result.json or of all."""
     return [metric for metric in METRICS if place in metric.shown and metric.key.startswith(section)]
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """Returns all single figures of a result, also those of classes, by dotted key; None: could not be computed."""
+    """Returns all figures of a result, also of classes, by dotted key; None if a figure could not be computed."""
     found: dict[str, float | None] = {}
     for name, value in result.items():
         if isinstance(value, dict):
@@ -143,21 +143,21 @@ def figures(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def deciding_key(known: Container[str]) -> str:
-    """Returns the key of the figure by which networks are compared, the first of ``DECIDING`` that is ``known``."""
+    """Returns the key by which networks are compared, the first of ``DECIDING`` in ``known``."""
     return next(key for key in DECIDING if key in known)
 
 
 def shown_figures(result: dict[str, Any], place: Place) -> dict[str, float | None]:
-    """Returns those figures of ``result`` by key that ``place`` shows."""
+    """Returns the figures of ``result`` shown in ``place``, by key."""
     known = figures(result)
     return {metric.key: known[metric.key] for metric in shown_in(place) if metric.key in known}
 
 
 def read_metric(result: dict[str, Any], key: str) -> float | None:
-    """Returns the figure that solver.best_metric ``key`` names, such as "bbox.AP"; None: could not be computed.
+    """Returns the figure ``key`` of solver.best_metric, such as "bbox.AP"; None if it could not be computed.
 
     Raises:
-        ValueError: ``result`` has no such figure; the nearest is named.
+        ValueError: ``result`` has no such figure; the message names the nearest.
     """
     known = figures(result)
     if key not in known:
@@ -170,14 +170,14 @@ def read_metric(result: dict[str, Any], key: str) -> float | None:
 
 
 def is_better(key: str, value: float | None, best: float | None) -> bool:
-    """Returns whether ``value`` of the figure ``key`` beats the ``best`` so far; anything beats None."""
+    """Returns whether ``value`` of the figure ``key`` is better than ``best``; any value is better than None."""
     if value is None or best is None:
         return value is not None
     return value < best if _lower_is_better(key) else value > best
 
 
 def add_computed(result: dict[str, Any], records: Sequence[Record], class_names: Sequence[str]) -> None:
-    """Adds to ``result`` the figures of those metrics that have a function of their own."""
+    """Adds the figures of metrics with their own function to ``result``."""
     for metric in METRICS:
         if metric.compute is not None:
             *sections, name = metric.key.split(".")
@@ -188,12 +188,12 @@ def add_computed(result: dict[str, Any], records: Sequence[Record], class_names:
 
 
 def percent(fraction: float | None) -> str:
-    """Returns 57.7 for 0.577, "-" for none."""
+    """Returns ``fraction`` in percent, such as "57.7" for 0.577, or "-" for no value."""
     return NONE if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _lower_is_better(key: str) -> bool:
-    """Returns ``key`` may be that of a class, such as "bbox.per_class.dog.AP50"."""
+    """Returns whether smaller is better for ``key``, which may be of a class, such as "bbox.per_class.dog.AP50"."""
     section, _, rest = key.partition(".per_class.")
     keys = {key, f"{section}.{rest.rpartition('.')[2]}"}
     return any(metric.lower_is_better for metric in METRICS if metric.key in keys)

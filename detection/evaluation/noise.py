@@ -1,17 +1,17 @@
-"""The noise of a difference between two arms, from the test images and from the training seeds, and what it proves.
+"""The noise of a difference between arms, from test images and training seeds, and its intervals and p-values.
 
-The mean over n seeds of an arm has the variance m + (p + q) / n: m of the images, the same for all seeds; q of the
-images, a seed's own, for two detectors trained alike err on different images; p of the seeds alone.  *These detectors
-on other images* have m + q / n.  *These methods, trained anew* also have p, and what is known of p + q are the n
-figures of the seeds: n - 1 degrees of freedom.  A difference of more than two arms, such as a gain under one head less
-that under another, is a weighted sum of arms, and each counts with the square of its weight.
+The mean over n seeds of an arm has the variance m + (p + q) / n.  m is the variance over images common to all seeds; q
+is the variance over images of each seed, as two detectors trained alike err on different images; p is the variance of
+seeds alone.  *These detectors on other images* have m + q / n.  *These methods, trained anew* also have p, and p + q is
+estimated from the n figures of the seeds, with n - 1 degrees of freedom.  A contrast of more than two arms, such as the
+difference of a gain between two heads, is a weighted sum of arms; variances are multiplied by the squared weights.
 
-Half an interval for methods is sqrt(c_G^2 m + sum over arms of c_n^2 s^2 / n), each variance with a critical value of
-its own degrees of freedom.  For a single claim that is Student's quantile, and the interval covers at least as often as
-it says, whatever the deviations of the seeds are; Welch's degrees of freedom do not at two and three seeds.  For
-several claims it is the larger of Student's quantile at alpha / arms (or claims, if fewer), for the noise of few seeds
-is the arms' and not the pairs', and the normal quantile at alpha / claims.  Seeds that agree by luck prove nothing: the
-second term is at least FLOOR times what the images alone explain of it.
+Half an interval for methods is sqrt(c_G^2 m + sum over arms of c_n^2 s^2 / n), where each variance has a critical value
+for its degrees of freedom.  For a single claim this is Student's quantile, and the interval has at least its nominal
+coverage whatever the deviations of the seeds; with Welch's degrees of freedom it does not at two and three seeds.  For
+several claims it is the larger of Student's quantile at alpha / arms (or claims, if fewer), as the noise of few seeds
+belongs to arms and not to pairs, and the normal quantile at alpha / claims.  Seeds can agree by chance, so the second
+term is at least FLOOR times the part that images alone explain.
 
 Source: Banerjee, "On confidence interval for two-means problem based on separate estimates of variances and tabulated
 values of t-table", Sankhya A, 1961; jackknife-t: Efron and Tibshirani, 1993, chapter 11.
@@ -53,17 +53,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """Variances of a figure of one arm, or of a weighted sum of several, such as a difference; A arms."""
+    """Variances of a figure of one arm, or of a weighted sum of A arms, such as a difference."""
 
-    images: Floats  # (...) over the choice of images, of these very detectors
-    shared: Floats  # (...) the part of it that all seeds of an arm have in common, m above
-    own: Floats  # (...) the rest of it, q / n above
-    seeds: Floats  # (..., A) of the weighted mean over seeds of each arm, NaN where it has a single one
+    images: Floats  # (...) over the choice of images, for these detectors
+    shared: Floats  # (...) its part that is common to all seeds of an arm, m above
+    own: Floats  # (...) its remaining part, q / n above
+    seeds: Floats  # (..., A) variance of each arm's weighted mean over seeds; NaN for a single seed
     seed_freedom: Floats  # (..., A) degrees of freedom of ``seeds``, 0 for a single seed
     image_freedom: Floats  # (...) degrees of freedom of ``images``
 
     def figure(self, column: int | NDArray[np.integer]) -> Noise:
-        """Returns the noise of one figure, or of some, whose axis is the last of (...)."""
+        """Returns the noise of one or several figures, whose axis is the last of (...)."""
         return Noise(
             images=self.images[..., column],
             shared=self.shared[..., column],
@@ -78,9 +78,9 @@ def arm_noise(values: Floats, influence: Floats, images: NDArray[np.integer]) ->
     """Returns the noise of the mean over the seeds of one arm.
 
     Args:
-        values: (n, ...) of each seed.
+        values: (n, ...) figures of each seed.
         influence: (n, G, ...) as in ``Sample``.
-        images: (...) number of images that hold an object.
+        images: (...) number of images with an object.
     """
     mean = influence.mean(axis=0)
     variance, own = (mean**2).sum(axis=0), _own(influence)
@@ -97,14 +97,14 @@ def arm_noise(values: Floats, influence: Floats, images: NDArray[np.integer]) ->
 
 
 def pair_noise(a: tuple[Floats, Floats], b: tuple[Floats, Floats], images: NDArray[np.integer]) -> Noise:
-    """Returns the noise of the difference of two arms' means; each is given as for ``arm_noise``."""
+    """Returns the noise of the difference of two arms' means; each arm is given as for ``arm_noise``."""
     return contrast_noise((a, b), (-1.0, 1.0), images)
 
 
 def contrast_noise(
     arms: Sequence[tuple[Floats, Floats]], weights: Sequence[float], images: NDArray[np.integer]
 ) -> Noise:
-    """Returns the noise of the sum of the arms' means times their ``weights``; arms are given as for ``arm_noise``."""
+    """Returns the noise of the ``weights``-weighted sum of the arms' means; arms are given as for ``arm_noise``."""
     noises = [arm_noise(*arm, images) for arm in arms]
     influence = sum(weight * arm[1].mean(axis=0) for weight, arm in zip(weights, arms, strict=True))
     variance = np.square(influence).sum(axis=0)
@@ -123,10 +123,10 @@ def half_width(noise: Noise, alpha: Floats | float, *, arms: int = 2, claims: in
     """Returns half the interval (...) for methods, trained anew; NaN for single seeds.
 
     Args:
-        noise: of arms, or of differences.
-        alpha: 1 - the level of the interval, or of all ``claims`` together.
-        arms: that are compared.
-        claims: differences of them that are looked at; default: of all pairs.
+        noise: noise of arms, or of differences.
+        alpha: 1 - the level of the interval, or of all ``claims`` jointly.
+        arms: number of arms that are compared.
+        claims: number of differences that are tested; default: all pairs.
     """
     alpha, claims = np.asarray(alpha, np.float64), math.comb(arms, 2) if claims is None else claims
     image_t = _critical(noise.image_freedom, alpha, arms, claims)
@@ -142,7 +142,7 @@ def images_half_width(noise: Noise, alpha: Floats | float) -> Floats:
 
 
 def p_value(noise: Noise, difference: Floats, *, arms: int = 2, claims: int | None = None) -> Floats:
-    """Returns the smallest alpha (...) at which ``half_width`` leaves out zero; NaN for single seeds."""
+    """Returns the smallest alpha (...) at which the interval excludes zero; NaN for single seeds."""
     difference = np.abs(np.asarray(difference, np.float64))
     low, high = np.full(difference.shape, -60.0), np.zeros(difference.shape)  # logarithms
     for _ in range(50):
@@ -156,7 +156,7 @@ def p_value(noise: Noise, difference: Floats, *, arms: int = 2, claims: int | No
 def images_p_value(noise: Noise, difference: Floats) -> Floats:
     """Returns the p-value (...) of a ``difference`` of these detectors; NaN with fewer images than MIN_IMAGES.
 
-    Of k images no p-value is below 2^(1 - k), the chance that all of them favour the same side.
+    With k images no p-value is below 2^(1 - k), the probability that all favour the same side.
     """
     difference = np.abs(np.asarray(difference, np.float64))
     deviation = np.sqrt(noise.images)
@@ -168,13 +168,13 @@ def images_p_value(noise: Noise, difference: Floats) -> Floats:
 
 
 def pool_seeds(noise: Noise, variance: Floats, freedom: float, counts: NDArray[np.integer] | Floats) -> Noise:
-    """Returns ``noise`` with one variance of a seed (...) for all arms, of ``freedom`` degrees of freedom.
+    """Returns ``noise`` with one pooled variance of a seed (...) for all arms.
 
     Args:
-        noise: of differences.
-        variance: of one seed, pooled over all arms.
-        freedom: its degrees of freedom.
-        counts: (..., A) seeds of each arm, divided by the square of its weight.
+        noise: noise of differences.
+        variance: variance of one seed, pooled over all arms.
+        freedom: degrees of freedom of ``variance``.
+        counts: (..., A) number of seeds of each arm, divided by the square of its weight.
     """
     seeds = (variance * (1 / counts).sum(axis=-1))[..., None]
     return Noise(
@@ -188,14 +188,15 @@ def pool_seeds(noise: Noise, variance: Floats, freedom: float, counts: NDArray[n
 
 
 def equal_deviation_p(variances: Floats, counts: NDArray[np.integer], *, draws: int = 20_000) -> float:
-    """Returns the p-value of one seed deviation for all arms: of the largest share that an arm has of their variances.
+    """Returns the p-value of equal seed deviations of all arms, from the largest fraction of the sum of variances.
 
-    Small: the arms differ in their noise, and pooling it is wrong.  Two seeds an arm show only gross differences.
+    A small p-value means that arms differ in their noise and pooling is wrong.  Two seeds per arm show only large
+    differences.
 
     Args:
         variances: (A,) sample variances over the seeds of each arm.
-        counts: (A,) seeds of each arm, two or more.
-        draws: of arms with equal deviations.
+        counts: (A,) number of seeds of each arm, at least two.
+        draws: number of simulations with equal deviations.
 
     Source: Cochran, "The distribution of the largest of a set of estimated variances", Annals of Eugenics 1941.
     """
@@ -208,7 +209,7 @@ def equal_deviation_p(variances: Floats, counts: NDArray[np.integer], *, draws: 
 
 
 def _own(influence: Floats) -> Floats:
-    """Returns the variance (...) over the images, in the mean of the seeds, of what each seed (n, G, ...) has alone."""
+    """Returns the variance (...) over images of the seeds' own parts in the mean of the seeds (n, G, ...)."""
     n = len(influence)
     if n == 1:
         return np.zeros(influence.shape[2:])
@@ -220,7 +221,7 @@ def _image_freedom(influence: Floats, images: NDArray[np.integer]) -> Floats:
 
 
 def _critical(freedom: Floats, alpha: Floats, arms: int, claims: int) -> Floats:
-    """Returns the critical value (...) of so many ``claims`` about ``arms``."""
+    """Returns the critical value (...) for the numbers of ``claims`` and ``arms``."""
     if claims == 1:
         return _quantile(freedom, alpha)
     normal = -ndtri(alpha / claims / 2)

@@ -1,4 +1,4 @@
-"""Object keypoint similarity (OKS), what IoU is to boxes: how near the keypoints of a detection lie to an object's.
+"""Object keypoint similarity (OKS) between the keypoints of detections and objects, the counterpart of box IoU.
 
 Source: https://cocodataset.org/#keypoints-eval; pycocotools' ``computeOks``.
 
@@ -19,14 +19,14 @@ from detection.fields.keypoints import PIXEL_MIDDLE
 
 __all__ = ["keypoint_areas", "keypoint_candidates", "shared_sigmas", "without_keypoints"]
 
-_CHUNK = 2**16  # pairs worked on at once: some 50 MB with COCO's 17 keypoints
+_CHUNK = 2**16  # pairs computed at once: some 50 MB with COCO's 17 keypoints
 
 
 def shared_sigmas(records: Sequence[Record]) -> NDArray[np.float64]:
-    """Returns the sigmas (J,) of all ``records``; none where no record knows its keypoints, as without an object.
+    """Returns the sigmas (J,) of all ``records``; empty if no record has a keypoint spec, as without objects.
 
     Raises:
-        ValueError: a record without keypoints, or with others than the first that has some.
+        ValueError: a record has no keypoints, or other keypoints than the first.
     """
     known = next((record for record in records if record.keypoint_spec is not None), None)
     spec = None if known is None else known.keypoint_spec
@@ -46,7 +46,7 @@ def shared_sigmas(records: Sequence[Record]) -> NDArray[np.float64]:
 
 
 def keypoint_candidates(columns: Columns, sigmas: NDArray[np.float64], *, least: float) -> Candidates:
-    """Returns the pairs whose OKS by ``sigmas`` (J,) is ``least`` or more; it is above 0."""
+    """Returns the pairs with an OKS, by ``sigmas`` (J,), of at least ``least``, which is above 0."""
     found, truth = columns.keypoints, columns.gt_keypoints
     if found is None or truth is None:
         raise ValueError("no keypoints of detections and objects, expected them for OKS")
@@ -67,23 +67,23 @@ def keypoint_candidates(columns: Columns, sigmas: NDArray[np.float64], *, least:
 
 
 def keypoint_areas(columns: Columns) -> NDArray[np.float64]:
-    """Returns the areas (D,) of the boxes around the keypoints of each detection, square pixels."""
+    """Returns the area (D,) of the box around the keypoints of each detection, square pixels."""
     assert columns.keypoints is not None
     places = columns.keypoints[..., :2]
     return np.ptp(places, axis=1).prod(axis=1) if places.size else np.zeros(len(places))
 
 
 def without_keypoints(columns: Columns) -> NDArray[np.bool_]:
-    """Returns the objects (G,) of whose keypoints none is labelled."""
+    """Returns whether each object (G,) has no labelled keypoint."""
     assert columns.gt_keypoints is not None
     return (columns.gt_keypoints[..., 2] > 0).sum(axis=1) == 0
 
 
 def _outside(points: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns how far ``points`` (P, J, 2) lie outside the ``boxes`` (P, 4) made three times as large.
+    """Returns the distance of ``points`` (P, J, 2) to the ``boxes`` (P, 4) enlarged three times, 0 inside.
 
-    That stands for the distance to an object without a labelled keypoint.  pycocotools holds numbers of pixels, not
-    their middles, against the edges of boxes.
+    It replaces the distance to an object without labelled keypoints.  As in pycocotools, pixel numbers rather than
+    pixel centres are compared with the edges of boxes.
     """
     sides = boxes[:, 2:] - boxes[:, :2]
     low, high = (boxes[:, :2] - sides)[:, None], (boxes[:, :2] + 2 * sides)[:, None]

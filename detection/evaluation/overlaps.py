@@ -12,7 +12,7 @@ from detection.evaluation.record import Record
 __all__ = ["COCO_IOUS", "HIT_IOU", "box_areas", "box_iou", "covered_share", "intersections", "record_iou"]
 
 COCO_IOUS = np.linspace(0.5, 0.95, 10)  # thresholds of COCO's AP and AR
-HIT_IOU = 0.5  # from here on a detection shows an object, by VOC's and ImageNet's rules
+HIT_IOU = 0.5  # IoU from which a detection is a hit, by VOC's and ImageNet's rules
 
 Boxes = NDArray[np.floating]
 
@@ -23,12 +23,12 @@ def box_iou(boxes: Boxes, others: Boxes) -> NDArray[np.float64]:
 
 
 def covered_share(boxes: Boxes, regions: Boxes) -> NDArray[np.float64]:
-    """Returns the share (N, M), 0..1, of each box (N, 4) that lies in each region (M, 4)."""
+    """Returns the fraction (N, M) of each box (N, 4) inside each region (M, 4)."""
     return intersection_over_area(_exact(boxes), _exact(regions)).numpy()
 
 
 def record_iou(record: Record) -> NDArray[np.float64]:
-    """Returns COCO's IoU (D, G) of all detections and objects: with an ignored object, the covered share."""
+    """Returns COCO's IoU (D, G) of all detections and objects; for ignored objects the covered fraction."""
     overlaps = box_iou(record.boxes, record.gt_boxes)
     ignored = record.gt_ignore
     if ignored.any():
@@ -42,7 +42,7 @@ def box_areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def intersections(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the area (N,) that each box (N, 4) shares with the other (N, 4) of its row."""
+    """Returns the area (N,) of the intersection of each box (N, 4) with the other box (N, 4) of its row."""
     first, last = np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, 2:], others[:, 2:])
     width, height = (last - first).clip(min=0).T
     return width * height

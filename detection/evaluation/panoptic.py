@@ -1,6 +1,6 @@
-"""Panoptic quality: how well the segments of an image, of things and of stuff, are found.
+"""Panoptic quality (PQ) of the predicted segments of things and stuff.
 
-All figures derive from four sums for each class over the images: IoU of hits, hits, false positives and misses.
+All figures derive from four sums per class over the images: IoU of hits, hits, false positives and misses.
 
 Source: "Panoptic Segmentation" (Kirillov et al. 2019), section 4, and COCO's panopticapi.
 Shapes: K classes, H W height and width of an image; numbers of a class in the order of ``COUNTS``.
@@ -26,8 +26,8 @@ COUNTS = ("IoU", "hits", "false_positives", "misses")
 PANOPTIC_CLASS_NUMBERS = ("PQ", "SQ", "RQ")
 PANOPTIC_NUMBERS = tuple(f"{name}{group}" for group in ("", "_things", "_stuff") for name in PANOPTIC_CLASS_NUMBERS)
 
-HIT_IOU = 0.5  # above it a segment has one partner at most
-FORGIVEN = 0.5  # a prediction of which more than this share is void or crowd is no false positive
+HIT_IOU = 0.5  # above it a segment has at most one match
+FORGIVEN = 0.5  # a prediction with a larger fraction of void or crowd is no false positive
 
 Floats = NDArray[np.float64]
 
@@ -35,12 +35,12 @@ Floats = NDArray[np.float64]
 def panoptic_counts(true: Segments, predicted: Segments, num_classes: int) -> Floats:
     """Returns the counts (K, 4) of one image.
 
-    A segment without a pixel does not count.  Crowds of the ground truth are never missed; a prediction mostly within
-    void and the crowds of its class is no false positive.
+    Segments without a pixel do not count.  Crowds of the ground truth are never missed.  A prediction mostly inside
+    void and crowds of its class is no false positive.
 
     Raises:
-        ValueError: images of different sizes, a pixel of a segment that is not listed, a segment that is listed twice,
-            or a label outside 0..K-1.
+        ValueError: the images differ in size, a pixel belongs to a segment that is not listed, a segment is listed
+            twice, or a label is outside 0..K-1.
     """
     if true.ids.shape != predicted.ids.shape:
         raise ValueError(f"the prediction is {predicted.ids.shape} pixels, the ground truth {true.ids.shape}")
@@ -73,7 +73,7 @@ def panoptic_counts(true: Segments, predicted: Segments, num_classes: int) -> Fl
 def class_qualities(counts: Floats) -> Floats:
     """Returns PQ, SQ and RQ (..., K, 3) from sums of counts (..., K, 4); NaN for a class without any segment.
 
-    SQ is the mean IoU of the hits, 0 without one; RQ is hits / (hits + half of false positives and misses); PQ is their
+    SQ is the mean IoU of hits, 0 without hits.  RQ is hits / (hits + half of false positives and misses).  PQ is their
     product.
     """
     total, hits = counts[..., 0], counts[..., 1]
@@ -87,11 +87,11 @@ def class_qualities(counts: Floats) -> Floats:
 def panoptic_figures(counts: Floats, num_things: int) -> Floats:
     """Returns the means over classes (..., 9), in the order of ``PANOPTIC_NUMBERS``, from sums of counts (..., K, 4).
 
-    Classes without any segment are left out; NaN where none is left.
+    Classes without any segment are left out; NaN if none is left.
 
     Args:
-        counts: summed over images.
-        num_things: how many classes, the first ones, are things; the others are stuff.
+        counts: counts summed over images.
+        num_things: number of classes of things, which come first; the others are stuff.
     """
     qualities = class_qualities(counts)
     groups = qualities, qualities[..., :num_things, :], qualities[..., num_things:, :]
@@ -99,7 +99,7 @@ def panoptic_figures(counts: Floats, num_things: int) -> Floats:
 
 
 def _rows(segments: Segments, num_classes: int, what: str) -> tuple[NDArray[np.int64], tuple[Segment, ...]]:
-    """Returns the row (H, W) of each pixel's segment, from 1, 0 for void; and the segments of the rows."""
+    """Returns the row (H, W) of each pixel's segment, from 1, or 0 for void; and the segments of the rows."""
     ids = np.array([0, *(segment.id for segment in segments.found)], np.int64)
     present, places = np.unique(segments.ids, return_inverse=True)
     unlisted = np.setdiff1d(present, ids)

@@ -1,4 +1,4 @@
-"""Power: the true gap between two methods that an experiment sees, and what it takes to see a smaller one.
+"""Power analysis: the smallest gap between two methods that an experiment detects, and the size needed for less.
 
 Shapes: R simulated experiments.
 """
@@ -33,11 +33,11 @@ MAX_IMAGES = 10_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedNoise:
-    """The noise of a difference of two methods that are alike, as fractions of AP: standard deviations."""
+    """Standard deviations of the noise of a difference between two similar methods, as fractions of AP."""
 
-    seed: float  # of one training, beyond what single images explain
+    seed: float  # of one training run, beyond the noise of single images
     shared: float  # of the difference on one image, common to all seeds
-    own: float  # of one training on one image, its own
+    own: float  # of one training run on one image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +52,9 @@ class Design:
 
 
 def noise_of(pairs: Sequence[Noise], images: int) -> SeedNoise | None:
-    """Returns the mean noise of ``pairs`` of arms, measured on so many ``images``; None without two seeds anywhere.
+    """Returns the mean noise of ``pairs`` of arms, measured on ``images`` images; None if no arm has two seeds.
 
-    The pairs' noise is of scalars; an arm with a single seed says nothing of seeds.
+    The pairs' noise is of scalars; arms with a single seed are left out of the noise of seeds.
     """
     known = [pair for pair in pairs if (pair.seed_freedom > 0).all()]
     if not known:
@@ -72,9 +72,9 @@ def noise_of(pairs: Sequence[Noise], images: int) -> SeedNoise | None:
 
 
 def visible_gap(noise: SeedNoise, design: Design, *, power: float = POWER) -> float:
-    """Returns the true gap, a fraction of AP, that the experiment claims with this ``power``; infinite for one seed.
+    """Returns the true gap, a fraction of AP, that the experiment proves with this ``power``; infinite for one seed.
 
-    Simulated: seeds are drawn, and the interval of each pair is that of ``noise.half_width``.
+    The gap is simulated with random seeds and intervals of ``noise.half_width``.
     """
     if design.seeds < 2:
         return math.inf
@@ -96,22 +96,22 @@ def visible_gap(noise: SeedNoise, design: Design, *, power: float = POWER) -> fl
 
 
 def visible_between_detectors(noise: Noise, alpha: float, *, power: float = POWER) -> float:
-    """Returns the true gap between two detectors at hand that other images as many would show with this ``power``."""
+    """Returns the true gap between two given detectors that as many other images would show with this ``power``."""
     return float((-stdtrit(noise.image_freedom, alpha / 2) + ndtri(power)) * np.sqrt(noise.images))
 
 
 def seeds_for(gap: float, noise: SeedNoise, design: Design, *, power: float = POWER) -> int | None:
-    """Returns the least seeds of each arm that show a true ``gap`` on the images there are; None: MAX_SEEDS do not."""
+    """Returns the smallest number of seeds per arm that shows a true ``gap`` on these images; None above MAX_SEEDS."""
     return _least(2, MAX_SEEDS, lambda n: visible_gap(noise, replace(design, seeds=n), power=power) <= gap)
 
 
 def images_for(gap: float, noise: SeedNoise, design: Design, *, power: float = POWER) -> int | None:
-    """Returns the least images that show a true ``gap`` with the seeds there are; None: MAX_IMAGES do not."""
+    """Returns the smallest number of images that shows a true ``gap`` with these seeds; None above MAX_IMAGES."""
     return _least(6, MAX_IMAGES, lambda m: visible_gap(noise, replace(design, images=m), power=power) <= gap)
 
 
 def _least(low: int, high: int, enough: Callable[[int], bool]) -> int | None:
-    """Returns the least number from ``low`` to ``high`` that is ``enough``, as all above it are; None for none."""
+    """Returns the smallest number from ``low`` to ``high`` that is ``enough``, by bisection; None if none is."""
     if not enough(high):
         return None
     while low < high:

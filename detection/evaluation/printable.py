@@ -6,9 +6,9 @@ import unicodedata
 
 __all__ = ["printable"]
 
-# Control characters, code points that no file can hold, and ends of lines and paragraphs.
+# Control characters, surrogates, which can't be encoded, and line and paragraph separators.
 CATEGORIES = ("Cc", "Cn", "Cs", "Zl", "Zp")
-BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they turn what follows them around
+BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the direction of the text after them
 
 
 def printable(text: str) -> str:

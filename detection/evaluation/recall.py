@@ -19,19 +19,19 @@ __all__ = ["ProposalRecord", "average_recall"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProposalRecord:
-    """Objects to find, without ignored ones, and proposals of one image, best first; boxes x1, y1, x2, y2."""
+    """Objects (without ignored ones) and proposals (best first) of one image; boxes are x1, y1, x2, y2."""
 
     gt_boxes: NDArray[np.float32]  # (G, 4)
     boxes: NDArray[np.float32]  # (P, 4)
 
 
 def average_recall(records: Sequence[ProposalRecord], limits: Sequence[int] = (100, 300, 1000)) -> dict[str, float]:
-    """Returns the recall at each limit of proposals per image, averaged over IoU 0.5 to 0.95; and at IoU 0.5 alone.
+    """Returns recall by number of proposals per image, averaged over IoU 0.5 to 0.95 and at IoU 0.5.
 
-    Each object takes one proposal and each proposal one object, the pairs of the highest IoU first.
+    Objects and proposals are matched one to one, pairs with the highest IoU first.
 
     Returns:
-        "AR100", "AR300", ... and "R50_100", ...: fractions, NaN where there is no object at all.
+        "AR100", "AR300", ... and "R50_100", ...: fractions, NaN without objects.
     """
     results: dict[str, float] = {}
     for limit in limits:
@@ -43,7 +43,7 @@ def average_recall(records: Sequence[ProposalRecord], limits: Sequence[int] = (1
 
 
 def _best_ious(record: ProposalRecord, limit: int) -> NDArray[np.float64]:
-    """Returns the IoU (G,) of each object with the proposal that it takes, 0 for none."""
+    """Returns the IoU (G,) of each object with its matched proposal, 0 for none."""
     boxes, objects = record.boxes[:limit], record.gt_boxes
     found = np.zeros(len(objects))
     if not len(boxes) or not len(objects):

@@ -1,7 +1,7 @@
 """The input of evaluation: one record per test image, in original pixels.
 
-Boxes are (N, 4) rows (x1, y1, x2, y2), width = x2 - x1; labels are 0..K-1.  Numbers are float32 from our detectors, and
-float64 from files of other programs.
+Boxes are (N, 4) rows (x1, y1, x2, y2), width = x2 - x1; labels are 0..K-1.  Numbers are float32 from our detectors and
+float64 from the files of other programs.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Record:
     boxes: NDArray[np.floating]  # (D, 4)
     scores: NDArray[np.floating]  # (D,) 0..1
     labels: NDArray[np.int64]  # (D,)
-    gt_masks: tuple[RLE, ...] | None = None  # (G,) of the whole image; without a pixel where the mask is unknown
+    gt_masks: tuple[RLE, ...] | None = None  # (G,) of the whole image; empty if the mask is unknown
     masks: tuple[RLE, ...] | None = None  # (D,) of the whole image
-    gt_keypoints: NDArray[np.floating] | None = None  # (G, J, 3) x, y, visibility; 0 where not labelled
+    gt_keypoints: NDArray[np.floating] | None = None  # (G, J, 3) x, y, visibility; 0 if not labelled
     keypoints: NDArray[np.floating] | None = None  # (D, J, 3) x, y, score
     keypoint_spec: KeypointSpec | None = None  # of both
-    # (K, K + 1) int32: pixels by true and by predicted class, the last column is none; void pixels are left out. Few
-    # cells hold any, and all cells of the 171 classes of COCO-Stuff would be 118 kB an image.
+    # (K, K + 1) int32: pixels by true and predicted class, last column: no prediction; without void pixels. Sparse, as
+    # a full array for the 171 classes of COCO-Stuff has 118 kB per image.
     label_counts: csr_array | None = None
     panoptic_counts: NDArray[np.float64] | None = None  # (K, 4) sum of IoU, hits, false positives, misses of segments
 
@@ -57,7 +57,7 @@ class Record:
 
 
 def judged_maps(records: Sequence[Record], fields: Collection[str] = ()) -> frozenset[str]:
-    """Returns which of "masks", "label_maps" and "panoptic" are judged: what ``fields`` name, or a record has."""
+    """Returns which of "masks", "label_maps" and "panoptic" are evaluated: those in ``fields`` or in a record."""
     found = {
         "masks": any(record.masks is not None for record in records),
         "label_maps": any(record.label_counts is not None for record in records),
@@ -67,15 +67,15 @@ def judged_maps(records: Sequence[Record], fields: Collection[str] = ()) -> froz
 
 
 def has_objects(maps: Collection[str]) -> bool:
-    """Returns whether objects are judged beside ``maps``, of ``judged_maps``: with label maps only those of masks."""
+    """Returns whether objects are evaluated besides ``maps`` (of ``judged_maps``); with label maps only with masks."""
     return "label_maps" not in maps or "masks" in maps
 
 
 def check_records(records: Sequence[Record], num_classes: int) -> None:
-    """Raises what would otherwise end in a wrong number without a word.
+    """Checks for errors that would silently give wrong numbers.
 
     Raises:
-        ValueError: a label outside 0..num_classes-1, or an image id that occurs twice.
+        ValueError: a label is outside 0..num_classes-1, or an image id occurs twice.
     """
     seen: set[int] = set()
     for record in records:

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation as JSON content and as plain-text tables."""
+"""Formats the numbers of an evaluation as JSON content and as plain-text tables."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def result_dict(
     boundary: CocoResult | None = None,
     keypoints: KeypointResult | None = None,
 ) -> dict[str, Any]:
-    """Returns the content of result.json: fractions 0..1, None where there is no value (JSON knows no NaN).
+    """Returns the content of result.json: fractions 0..1, None for no value (JSON has no NaN).
 
-    ``voc_metric`` is the definition behind "mAP" and "per_class" of the VOC part; the means by both interpolations are
-    always there. ImageNet's is the area, and ``voc`` then comes from its matching. ``segm`` is COCO's metric of masks,
-    ``boundary`` that of their boundaries, and ``keypoints`` that of keypoints.
+    ``voc_metric`` defines "mAP" and "per_class" of the VOC section; the means by both interpolations are always
+    included. For ImageNet's, the area is used, and ``voc`` has to come from its matching. ``segm`` is COCO's metric of
+    masks, ``boundary`` of their boundaries, and ``keypoints`` of keypoints.
 
     Raises:
-        ValueError: an unknown ``voc_metric``, or results of another number of classes than ``class_names``.
+        ValueError: ``voc_metric`` is unknown, or results and ``class_names`` differ in the number of classes.
     """
     if voc_metric not in _VOC_DEFINITIONS:
         raise ValueError(f"voc_metric is one of {', '.join(_VOC_DEFINITIONS)}, got {voc_metric!r}")
@@ -114,7 +114,7 @@ def _coco_dict(
 
 
 def format_tables(result: dict[str, Any]) -> str:
-    """Returns a table of each section of a result, fractions in percent, "-" for no value."""
+    """Returns a table for each section of a result, with fractions in percent and "-" for no value."""
     return "\n".join(
         [
             *_section_tables("panoptic", "Panoptic quality", PANOPTIC_CLASS_NUMBERS, result),
@@ -132,7 +132,7 @@ def format_tables(result: dict[str, Any]) -> str:
 
 
 def describe_left_out(count: int) -> str:
-    """Returns that ``count`` detections are no part of COCO's numbers, and of which they are."""
+    """Returns the sentence on ``count`` detections that COCO's numbers leave out."""
     several = f"{count:,} detections come" if count > 1 else "1 detection comes"
     return (
         f"{several} after the {MAX_DETECTIONS}th of a class in an image: COCO's AP and AR leave them out, VOC's AP "
@@ -141,7 +141,7 @@ def describe_left_out(count: int) -> str:
 
 
 def describe_choice(result: dict[str, Any]) -> str:
-    """Returns which weights a result is of, and a warning where the images that chose them were then tested."""
+    """Returns which weights were tested, with a warning if they were chosen on the test images."""
     weights = result["weights"]
     if weights["chosen_by"] is None:
         last = ", the last" if result.get("trained") == weights["iteration"] else ""
@@ -156,7 +156,7 @@ def _coco_tables(what: str, section: str, result: dict[str, Any]) -> list[str]:
 
 
 def _section_tables(section: str, what: str, class_numbers: Sequence[str], result: dict[str, Any]) -> list[str]:
-    """Returns the numbers of ``section`` and those of its classes; nothing where ``result`` lacks it."""
+    """Returns the tables of ``section`` and of its classes; nothing if ``result`` lacks it."""
     if section not in result:
         return []
     numbers = result[section]
@@ -190,7 +190,7 @@ def _voc_table(result: dict[str, Any]) -> list[str]:
 
 
 def _computed_table(result: dict[str, Any]) -> list[str]:
-    """Returns the metrics that have a function of their own."""
+    """Returns the table of metrics with their own function."""
     known = figures(result)
     shown = [metric for metric in shown_in("console") if metric.compute is not None and metric.key in known]
     rows = [

@@ -1,8 +1,8 @@
-"""Every figure of a run as a function of how often each test image counts, for the intervals.
+"""Every figure of a run as a function of the weights of test images, for intervals.
 
-A further figure takes a line here; it then has intervals, claims and planning.
+A new figure needs one line here, and then has intervals, claims and planning.
 
-Shapes: B sets of N images, K classes, M figures.
+Shapes: B resamples of N images, K classes, M figures.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from detection.evaluation.voc import match_voc, voc_precision
 __all__ = ["ERROR_KEYS", "judged", "label_statistics", "run_statistic", "statistic_of_boxes"]
 
 ERROR_KEYS = ("tide.AP50", *(f"tide.{name}" for name in ERROR_TYPES))
-BY_LETTER: dict[str, Area] = {"s": "small", "m": "medium", "l": "large"}  # by the end of a number's name
+BY_LETTER: dict[str, Area] = {"s": "small", "m": "medium", "l": "large"}  # last letter of a number's name -> area
 
 Weights = NDArray[np.integer]
 Floats = NDArray[np.float64]
@@ -48,20 +48,20 @@ def run_statistic(
     labels: LabelClasses | None = None,
     boundary: bool = False,
 ) -> Statistic:
-    """Returns all figures of a run: COCO's of boxes (of masks and keypoints, where there are any), VOC's, error types.
+    """Returns all figures of a run: COCO's for boxes, masks and keypoints, VOC's, and TIDE's types of errors.
 
-    Of records with label counts, those of label maps; such a run has no objects unless it is panoptic.  Keys are those
-    of result.json, and "tide.Cls" and so on.
+    Records with label counts give the figures of label maps; such a run has objects only if it is panoptic.  Keys are
+    those of result.json, and "tide.Cls" and so on.
 
     Args:
-        records: of all test images.
-        class_names: of objects.
-        voc_metric: the definition behind "voc.mAP".
-        labels: of label maps; None: ``class_names``.
-        boundary: also those of the boundaries of masks.
+        records: records of all test images.
+        class_names: classes of objects.
+        voc_metric: definition of "voc.mAP".
+        labels: classes of label maps; None: ``class_names``.
+        boundary: include the figures of mask boundaries.
 
     Raises:
-        ValueError: a label that ``class_names`` lacks, an image that occurs twice, or no records.
+        ValueError: a label is not in ``class_names``, an image occurs twice, or there are no records.
     """
     maps, classes = judged_maps(records), labels or LabelClasses(tuple(class_names))
     parts = [_objects(records, class_names, voc_metric, boundary=boundary)] if has_objects(maps) else []
@@ -69,10 +69,10 @@ def run_statistic(
 
 
 def label_statistics(records: Sequence[Record], classes: LabelClasses) -> list[Statistic]:
-    """Returns the figures of label maps: panoptic ones, where there are any, and those of pixels.
+    """Returns the figures of label maps: panoptic figures, if any, and pixel figures.
 
     Raises:
-        ValueError: a record without counts, or with those of other classes.
+        ValueError: a record has no counts, or counts of other classes.
     """
     maps = judged_maps(records)
     parts = [_panoptic(records, classes)] if "panoptic" in maps else []
@@ -80,7 +80,7 @@ def label_statistics(records: Sequence[Record], classes: LabelClasses) -> list[S
 
 
 def judged(records: Sequence[Record], *, boundary: bool = False) -> tuple[IouType, ...]:
-    """Returns of what COCO's figures are taken: boxes, and what all detections and all objects of ``records`` have."""
+    """Returns the kinds of COCO figures: boxes, and the masks or keypoints that all ``records`` have."""
     masks = bool(records) and all(r.masks is not None and r.gt_masks is not None for r in records)
     keypoints = bool(records) and all(r.keypoints is not None and r.gt_keypoints is not None for r in records)
     kinds: list[IouType] = ["bbox", *(("segm",) if masks else ()), *(("boundary",) if masks and boundary else ())]
@@ -95,7 +95,7 @@ def _objects(
 
 
 def statistic_of_boxes(matches: MatchedRecords) -> Statistic:
-    """Returns AP, AP50 and AP75 of matched boxes of all areas."""
+    """Returns the statistic of AP, AP50 and AP75 of matched boxes of all areas."""
     return Statistic(
         names=tuple(f"bbox.{name}" for name in COCO_CLASS_NUMBERS),
         compute=lambda weights: mean_over_classes(class_numbers(average_precision(matches, weights))),
@@ -182,7 +182,7 @@ def _panoptic(records: Sequence[Record], classes: LabelClasses) -> Statistic:
 
 
 def _with_objects(matches: MatchedRecords) -> NDArray[np.bool_]:
-    """Returns which images hold an object to find of each class (K, N)."""
+    """Returns whether each image has an object of each class (K, N), ignored ones left out."""
     counts = [found.num_objects > 0 for found in matches.classes]
     return np.stack(counts) if counts else np.zeros((0, len(matches.image_ids)), np.bool_)
 

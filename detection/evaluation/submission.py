@@ -1,9 +1,9 @@
-"""Detections as the files that the challenges' evaluation servers read.
+"""Writes detections in the formats of the challenges' evaluation servers.
 
 VOC         results/VOC2012/Main/comp4_det_test_CLASS.txt: image, score, left, top, right, bottom
 COCO        bbox/ and, with masks or keypoints, segm/ or keypoints/detections_test-dev2017_resdet_results.json
 ImageNet    det_test.txt: number of the image, number of the class, score, left, top, right, bottom
-            clsloc_test.txt: a line an image, up to five times number of the class, left, top, right, bottom
+            clsloc_test.txt: a line per image, up to five times number of the class, left, top, right, bottom
 
 Sources: the development kits of PASCAL VOC 2012, ILSVRC 2015 DET and CLS-LOC; https://cocodataset.org/#upload.
 """
@@ -24,21 +24,21 @@ from detection.files import write_text
 
 __all__ = ["Guesses", "write_coco", "write_imagenet_det", "write_imagenet_loc", "write_voc"]
 
-Guesses = tuple[NDArray[np.int64], NDArray[np.float32]]  # of an image, at most 5, best first: labels (P,), boxes (P, 4)
+Guesses = tuple[NDArray[np.int64], NDArray[np.float32]]  # per image, at most 5, best first: labels (P,), boxes (P, 4)
 
 
 def write_voc(
     records: Sequence[Record], class_names: Sequence[str], folder: Path, *, year: str, split: str, first_pixel: int
 ) -> list[Path]:
-    """Writes a file for each class, also for those without a detection, and returns their paths.
+    """Writes a file for each class, also for classes without a detection, and returns the paths.
 
     Args:
-        records: image names are those of their files, without the suffix.
-        class_names: of the labels 0..K-1.
-        folder: the archive to upload holds ``folder``/results.
-        year: "VOC2012" for one, a folder's name.
-        split: "test" for one.
-        first_pixel: how the data set calls the leftmost column, 0 or 1; its boxes include their last pixel.
+        records: records; image names are their file names without suffix.
+        class_names: names of the labels 0..K-1.
+        folder: the archive to upload has to contain ``folder``/results.
+        year: name of a folder, such as "VOC2012".
+        split: such as "test".
+        first_pixel: number of the leftmost column in the data set, 0 or 1; boxes include their last pixel.
     """
     lines: dict[int, list[str]] = {label: [] for label in range(len(class_names))}
     for record in records:
@@ -52,7 +52,7 @@ def write_voc(
 def write_imagenet_det(records: Sequence[Record], folder: Path, *, split: str, first_pixel: int) -> list[Path]:
     """Writes the file of all classes and returns its path.
 
-    Images count from 1 in the order of the split's list, classes from 1 in the order of the card, the challenge's.
+    Images are numbered from 1 in the order of the split's list, classes from 1 in the card's order, the challenge's.
     """
     lines = [
         f"{record.image_id} {label + 1} {score} {box}\n"
@@ -67,7 +67,7 @@ def write_imagenet_loc(
 ) -> Path:
     """Writes a line for each image, in the order of the split's list, and returns the file's path.
 
-    ``class_numbers`` are the challenge's, of the labels 0..K-1; boxes are rounded to whole pixels, at least one.
+    ``class_numbers`` are the challenge's numbers of the labels 0..K-1.  Boxes are rounded to whole pixels.
     """
     lines = [
         " ".join(
@@ -80,10 +80,9 @@ def write_imagenet_loc(
 
 
 def write_coco(records: Sequence[Record], category_ids: Sequence[int], folder: Path, *, split: str) -> list[Path]:
-    """Writes the detections with their boxes and, where all records have them, with masks and keypoints.
+    """Writes files of boxes and, if all records have them, of masks and of keypoints, and returns the paths.
 
-    The server takes the areas of detections from "bbox" where it is given, so masks and keypoints stand without.
-    Returns the paths.
+    Entries of masks and keypoints have no "bbox", since the server would take the areas of detections from it.
     """
     results, kinds = coco_results(records, category_ids), {"bbox": "bbox"}  # kind -> its key
     if records and all(record.masks is not None for record in records):
@@ -95,13 +94,13 @@ def write_coco(records: Sequence[Record], category_ids: Sequence[int], folder: P
 
 
 def _with_only(results: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """Returns ``results`` of whose places only that under ``key`` is left."""
+    """Returns ``results`` with ``key`` as the only one of box, mask and keypoints."""
     others = {"bbox", "segmentation", "keypoints"} - {key}
     return [{name: value for name, value in result.items() if name not in others} for result in results]
 
 
 def _rows(record: Record, first_pixel: int) -> Iterator[tuple[int, str, str]]:
-    """Yields the label, score and box of each detection; boxes hold their last pixel, counted from ``first_pixel``."""
+    """Yields label, score and box of each detection; boxes include their last pixel, counted from ``first_pixel``."""
     for label, score, box in zip(record.labels.tolist(), record.scores.tolist(), record.boxes.tolist(), strict=True):
         x1, y1, x2, y2 = (value + first_pixel for value in box)
         yield label, f"{score:.9f}", f"{x1:.3f} {y1:.3f} {x2 - 1:.3f} {y2 - 1:.3f}"

@@ -1,4 +1,4 @@
-"""Tables for the console, as plain text of 80 columns in a pipe and of the terminal's width elsewhere."""
+"""Plain-text tables for the console, 80 columns wide in a pipe and as wide as the terminal elsewhere."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from detection.evaluation.printable import printable
 
 __all__ = ["text_table"]
 
-PIPE_WIDTH = 80  # columns where no terminal says otherwise
-NAME_WIDTH = 30  # columns up to which the names of rows stay whole, and other words go on in the next line
-NUMBER_WIDTH = 6  # columns of 100.0 and a space: numbers of tables below each other stand below each other
+PIPE_WIDTH = 80  # columns without a terminal
+NAME_WIDTH = 30  # columns up to which names of rows are kept whole; longer texts are wrapped
+NUMBER_WIDTH = 6  # columns of "100.0" and a space, so that the numbers of consecutive tables are aligned
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
-    """Returns lines with ``header`` above ``rows``; too long names go on in the next line.
+    """Returns the lines of a table with ``header`` above ``rows``; long names are wrapped.
 
     Characters that would break a line or change the terminal appear as escapes, such as ``\\n``.
 
     Args:
         header: a name for each column.
-        rows: as many cells each.
-        left: numbers of the columns of words, which are left-aligned; the others are numbers.
+        rows: one cell per column each.
+        left: positions of the text columns, which are left-aligned; the others are numbers.
     """
     short = all(len(row[0]) <= NAME_WIDTH for row in rows)
     table = Table(box=None, pad_edge=False, header_style="")

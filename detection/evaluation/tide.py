@@ -1,10 +1,10 @@
-"""TIDE: how much AP50 a detector would gain if it did not make one type of error.
+"""TIDE: the gain in AP50 if a detector made no errors of one type.
 
 Source: Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020, sections 2.2 (the
-types) and 2.3 (what fixing one means).  Where the paper leaves a choice, the authors' program tidecv decides: a false
-positive of two types counts as the first of Loc, Cls, Dupe, Bkg, Both; and of all Cls and Loc errors about one object,
-fixing makes the one with the best score a hit and removes the others.  Two departures: AP is COCO's (100 detections of
-a class in an image, classes without objects left out), and a gain below zero, which AP's 101 points can bring, stays.
+types) and 2.3 (fixing errors).  Details that the paper leaves open follow the authors' program tidecv: a false positive
+of two types counts as the first of Loc, Cls, Dupe, Bkg, Both; fixing the Cls and Loc errors on one object makes the one
+with the best score a hit and removes the others.  There are two differences: AP is COCO's (100 detections per class and
+image, without classes that have no objects), and negative gains, possible with AP's 101 points, are kept.
 
 Shapes: D detections and G objects, of one image or of a whole set.
 """
@@ -36,18 +36,18 @@ ERROR_TYPES = (
     "Cls",  # right place, wrong class
     "Loc",  # right class, IoU 0.1 to 0.5
     "Both",  # wrong class, IoU 0.1 to 0.5
-    "Dupe",  # the object was found by a better one
+    "Dupe",  # the object was found by a better detection
     "Bkg",  # IoU under 0.1 with every object
     "Miss",  # objects that no detection would find after the fixes of Cls and Loc
     "FP",  # all false positives at once
     "FN",  # all false negatives at once
 )
-FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU from which a box is on an object, and up to which it is on none
+FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU from which a box is on an object; IoU up to which it is on none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Table:
-    """Detections with their errors, and the objects to find."""
+    """Detections with their errors, and the objects that are not ignored."""
 
     images: NDArray[np.int64]  # (D,) index of the image
     labels: NDArray[np.int64]  # (D,)
@@ -63,12 +63,12 @@ class _Table:
 
 
 def match_errors(records: Sequence[Record], class_names: Sequence[str]) -> dict[str, MatchedRecords]:
-    """Returns a run as it is under "AP50", and with each type of error fixed under its name.
+    """Returns the matched run as "AP50", and the run with each type of error fixed under the type's name.
 
-    A detection of an ignored object is neither right nor an error, as in COCO's metric.
+    A detection of an ignored object is neither a hit nor an error, as in COCO's metric.
 
     Raises:
-        ValueError: no records, a label that ``class_names`` lacks, or an image that occurs twice.
+        ValueError: there are no records, a label is not in ``class_names``, or an image occurs twice.
     """
     check_records(records, len(class_names))
     ordered = sorted(records, key=lambda record: record.image_id)
@@ -80,13 +80,13 @@ def match_errors(records: Sequence[Record], class_names: Sequence[str]) -> dict[
 
 
 def error_gains(matches: Mapping[str, MatchedRecords], weights: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Returns AP50 and the gain in it by fixing each of ``ERROR_TYPES`` alone (B, 1 + 8), fractions 0..1.
+    """Returns AP50 and its gain from fixing each of ``ERROR_TYPES`` alone (B, 1 + 8), fractions 0..1.
 
-    A class that loses all its objects to a fix counts as AP 0, as in tidecv.
+    A class that loses all its objects by a fix has AP 0, as in tidecv.
 
     Args:
-        matches: of ``match_errors``.
-        weights: (B, N) how often each image counts.
+        matches: result of ``match_errors``.
+        weights: (B, N) counts of the images.
     """
     ap = {name: average_precision(found, weights)[:, :, 0] for name, found in matches.items()}
     known = ~np.isnan(ap["AP50"])
@@ -136,7 +136,7 @@ def _kinds(own_iou: NDArray[np.float64], other_iou: NDArray[np.float64]) -> NDAr
 
 
 def _first_of_each(targets: NDArray[np.int64], eligible: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Returns which rows (D,), best score first, are the first ``eligible`` ones of their target."""
+    """Returns whether each row (D,), by falling score, is the first ``eligible`` one of its target."""
     rows = np.flatnonzero(eligible)
     first = np.zeros(len(targets), np.bool_)
     first[rows[np.unique(targets[rows], return_index=True)[1]]] = True
@@ -144,7 +144,7 @@ def _first_of_each(targets: NDArray[np.int64], eligible: NDArray[np.bool_]) -> N
 
 
 def _fix(table: _Table, types: set[str]) -> FlatMatches:
-    """Returns the detections and objects that are left without errors of these ``types``."""
+    """Returns the detections and objects after fixing errors of these ``types``."""
     wrong = np.isin(table.errors, list(types))
     gained = wrong & (table.fixed_labels >= 0)
     hits = table.hits | gained

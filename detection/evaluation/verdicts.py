@@ -13,12 +13,12 @@ __all__ = ["heads_verdict", "pair_verdict"]
 
 
 def pair_verdict(pair: Pair, key: str, *, visible: float) -> str:
-    """Returns the sentence on ``pair`` by the figure ``key``: of methods, and of these detectors only without them.
+    """Returns the sentence on ``pair`` for the figure ``key``, about methods if possible, else about these detectors.
 
     Args:
-        pair: of a comparison.
-        key: such as bbox.AP.
-        visible: the true gap, a fraction, that is claimed 8 times in 10.
+        pair: a pair of a comparison.
+        key: key of a figure, such as bbox.AP.
+        visible: true gap, a fraction, that is proven with probability 0.8.
     """
     if pair.methods is not None:
         return _said(pair, pair.methods[key], named(key).name, "trained anew", visible)
@@ -27,16 +27,16 @@ def pair_verdict(pair: Pair, key: str, *, visible: float) -> str:
 
 
 def heads_verdict(mean: MeanGain, interactions: Sequence[Interaction], key: str, *, small: float) -> str:
-    """Returns the mean gain by the figure ``key``, and whether heads agree on it, as far as the intervals allow.
+    """Returns the sentence on the mean gain in the figure ``key`` and on the agreement of heads.
 
-    Heads differ where an interaction is proven.  They agree where the intervals of all interactions are shorter than
-    the proven gain, so that its sign is the same under every head, or than ``small``, a fraction.
+    Heads differ if an interaction is proven.  They agree if the intervals of all interactions are within the proven
+    gain, so that it has the same sign under every head, or within ``small``, a fraction.
 
     Args:
-        mean: of a pair of variants.
-        interactions: of the same pair.
-        key: such as bbox.AP.
-        small: a difference that nobody minds.
+        mean: mean gain of a pair of variants.
+        interactions: interactions of the same pair.
+        key: key of a figure, such as bbox.AP.
+        small: a negligible difference.
     """
     (gain,), methods = claims_of([mean.contrast], key)
     claims, _ = claims_of([interaction.contrast for interaction in interactions], key)

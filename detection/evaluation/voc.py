@@ -1,4 +1,4 @@
-"""PASCAL VOC average precision, by the definition of VOC2007 (11 points) and by that of VOC2010 and later (area).
+"""PASCAL VOC average precision, as defined by VOC2007 (11 points) and by VOC2010 and later (area).
 
 Source: Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2, and the
 evaluation code of the VOC2007 and VOC2012 development kits.  ImageNet's rule of matching: the ILSVRC2015 development
@@ -30,7 +30,7 @@ _CHUNK = 2**19  # detections times sets worked on at once: some megabytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VocResult:
-    """AP of each class as a fraction 0..1; NaN for a class that has no ground truth to find."""
+    """AP of each class as a fraction 0..1; NaN for a class without ground truth."""
 
     ap_11point: NDArray[np.float64]  # (K,) mean of the best precision at recall 0, 0.1, ..., 1 (VOC2007)
     ap_area: NDArray[np.float64]  # (K,) area under the monotone precision-recall curve (VOC2010 and later)
@@ -49,25 +49,25 @@ class VocResult:
 def evaluate_voc(
     records: Sequence[Record], class_names: Sequence[str], *, iou_threshold: float = HIT_IOU, imagenet: bool = False
 ) -> VocResult:
-    """Computes AP of every class over ``records``, as the VOC development kit defines it.
+    """Computes AP of every class over ``records``, as the VOC development kit.
 
-    Detections of a class are ranked over all images by score; ties keep the order of image ids, then of rows.
-    Each is compared with the one object of its class and image that it overlaps most: a hit where IoU >=
-    ``iou_threshold`` and no detection ranked above has taken that object, otherwise a miss. A detection whose object
-    is ignored ("difficult") is neither, and ignored objects do not count in the recall.
+    Detections of a class are ranked over all images by score; ties keep the order of image ids, then of rows.  Each
+    detection is compared with the object of its class and image with the largest IoU.  It is a hit if the IoU is at
+    least ``iou_threshold`` and no higher-ranked detection has matched that object, otherwise a miss.  A detection whose
+    object is ignored ("difficult") is neither, and ignored objects do not count in the recall.
 
-    Boxes have width = x2 - x1. VOC counts pixels from 1 with both ends inside the box, so its readers turn
-    (xmin, ymin, xmax, ymax) into (xmin - 1, ymin - 1, xmax, ymax); x2 - x1 is then the kit's xmax - xmin + 1, and the
+    Boxes have width = x2 - x1.  VOC counts pixels from 1 with both ends inside the box, so its readers turn
+    (xmin, ymin, xmax, ymax) into (xmin - 1, ymin - 1, xmax, ymax).  x2 - x1 is then the kit's xmax - xmin + 1, and the
     IoU is exactly the kit's.
 
     With ``imagenet``, an object of w x h pixels is found at IoU >= min(``iou_threshold``, w h / ((w + 10) (h + 10))),
-    and a detection takes, of the objects not yet taken that it finds, the one that it overlaps most.
+    and a detection is matched to the free object that it finds with the largest IoU.
 
-    One departure: recall is compared with 0, 0.1, ..., 1 as exact fractions. In the kit's floating point 3 of 10
-    objects lie just below recall 0.3.
+    There is one difference: recall is compared with 0, 0.1, ..., 1 as exact fractions.  In the kit's floating point, 3
+    of 10 objects are just below recall 0.3.
 
     Raises:
-        ValueError: ``iou_threshold`` outside (0, 1], a label that ``class_names`` lacks, an image that occurs twice.
+        ValueError: ``iou_threshold`` is outside (0, 1], a label is not in ``class_names``, or an image occurs twice.
     """
     matches = match_voc(records, class_names, iou_threshold=iou_threshold, imagenet=imagenet)
     once = np.ones((1, len(matches.image_ids)), np.int32)  # every image counts once
@@ -78,10 +78,10 @@ def evaluate_voc(
 def match_voc(
     records: Sequence[Record], class_names: Sequence[str], *, iou_threshold: float = HIT_IOU, imagenet: bool = False
 ) -> MatchedRecords:
-    """Returns ``records`` matched at the one threshold by the rule that ``evaluate_voc`` describes.
+    """Returns ``records`` matched at ``iou_threshold`` by the rule of ``evaluate_voc``.
 
     Raises:
-        ValueError: ``iou_threshold`` outside (0, 1], a label that ``class_names`` lacks, an image that occurs twice.
+        ValueError: ``iou_threshold`` is outside (0, 1], a label is not in ``class_names``, or an image occurs twice.
     """
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"iou_threshold is a fraction above 0 and at most 1, got {iou_threshold}; VOC uses 0.5")
@@ -101,9 +101,9 @@ def match_voc(
 
 
 def voc_precision(matches: MatchedRecords, weights: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Returns both APs (B, K, 2), 11-point and area, of sets in which image i occurs ``weights[:, i]`` times.
+    """Returns the 11-point and area AP (B, K, 2) of resamples in which image i occurs ``weights[:, i]`` times.
 
-    NaN for a class without objects.  Of detections with the same score, the copies of one count one after the other.
+    A class without objects has NaN.  The copies of a detection are ranked one after the other.
     """
     ap = np.empty((len(weights), len(matches.classes), 2))
     for label, found in enumerate(matches.classes):
@@ -117,7 +117,7 @@ def voc_precision(matches: MatchedRecords, weights: NDArray[np.integer]) -> NDAr
 
 
 def _match_voc(columns: Columns, iou_threshold: float) -> NDArray[np.int64]:
-    """Returns the object (D,) of its class that each detection overlaps most, -1 below the threshold.
+    """Returns the object (D,) of its class with the largest IoU for each detection, -1 below the threshold.
 
     Equal IoUs go to the first object.
     """
@@ -129,7 +129,7 @@ def _match_voc(columns: Columns, iou_threshold: float) -> NDArray[np.int64]:
 
 
 def _match_imagenet(columns: Columns, iou_threshold: float) -> NDArray[np.int64]:
-    """Returns the object (D,) that each detection takes, -1 for none."""
+    """Returns the object (D,) matched to each detection, -1 for none."""
     sides = columns.gt_boxes[:, 2:] - columns.gt_boxes[:, :2]
     limits = np.minimum(iou_threshold, sides.prod(axis=1) / (sides + 10).prod(axis=1))
     pairs = box_candidates(columns, least=np.finfo(np.float64).tiny, crowds=False)
@@ -141,9 +141,9 @@ def _match_imagenet(columns: Columns, iou_threshold: float) -> NDArray[np.int64]
 
 
 def _first_of_each(objects: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Returns which detections (D,) are the first to name their object; -1 names none.
+    """Returns whether each detection (D,) is the first with its object; -1 is no object.
 
-    Those of an image and class stand by score.
+    Detections of an image and class are sorted by score.
     """
     first = np.zeros(len(objects), np.bool_)
     first[np.unique(objects, return_index=True)[1]] = True
@@ -157,8 +157,8 @@ def _average_precisions(
 
     Args:
         copies: (B, D) how often each ranked detection occurs.
-        hits: the columns of ``copies`` that are hits.
-        num_objects: (B,) to find.
+        hits: columns of ``copies`` that are hits.
+        num_objects: (B,) number of objects.
     """
     num_found = np.cumsum(copies[:, hits], axis=1)
     precision = num_found / np.maximum(np.cumsum(copies, axis=1)[:, hits], 1)

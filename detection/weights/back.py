@@ -1,4 +1,4 @@
-"""The settings a detector must share with another project's before its weights convert back."""
+"""Checks that a detector has another project's settings before its weights are converted back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detection.config.schema import flatten
 
 __all__ = ["SIZES", "explicit", "refuse_differences"]
 
-# Keys without a part in a detection, or that the names of the weights tell.
+# Keys that change no detection, or that follow from the names of the weights.
 IN_TRAINING = re.compile(
     r"backbone\.(weights|norm|fpn_norm|freeze_at|fix_statistics|dropout|activation)|box\.head_norm|mask\.norm"
     r"|(rpn|box)\.(positive_iou|negative_iou|negative_iou_low|samples_per_image|positive_fraction|allow_outside)"
@@ -29,7 +29,7 @@ SIZES = ("data.shorter_side", "data.longer_side")
 
 
 def explicit(config: DetectionConfig) -> DetectionConfig:
-    """Returns ``config`` with the defaults of a ResNet and of a head for label maps in the place of null."""
+    """Returns ``config`` with null replaced by the defaults of a ResNet and of a head for label maps."""
     given, source = config.backbone, SOURCES[config.backbone.weights_source]
     backbone = replace(
         given,
@@ -58,13 +58,13 @@ def explicit(config: DetectionConfig) -> DetectionConfig:
 def refuse_differences(
     own: DetectionConfig, theirs: DetectionConfig, *, project: str, taken: Mapping[str, str] | None = None
 ) -> None:
-    """Raises ValueError where a detection of ``own`` depends on a key that ``theirs``, of ``project``, has otherwise.
+    """Raises ValueError if detections depend on a key that differs between ``own`` and ``theirs``.
 
     Args:
-        own: of the run.
-        theirs: what the weights become when they are converted back.
-        project: for the message.
-        taken: argument of the project's builder -> the key that it takes, and that may therefore differ.
+        own: config of the run.
+        theirs: config after converting the weights to ``project`` and back.
+        project: name for the message.
+        taken: argument of the project's builder -> its key, which may therefore differ.
     """
     here, there = flatten(explicit(own)), flatten(explicit(theirs))
     keys = [key for key in here if key.split(".")[0] in SECTIONS or key in SIZES]

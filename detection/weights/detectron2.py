@@ -1,7 +1,7 @@
-"""Detectron2's R-CNNs (C4, DC5, FPN), PointRend, RetinaNet, semantic and panoptic FPN -> our config and names.
+"""Converts Detectron2's R-CNNs (C4, DC5, FPN), PointRend, RetinaNet, semantic and panoptic FPN to our config and names.
 
-Names and shapes tell the architecture, which ResNet it is and the number of classes. What they do not tell is as in the
-files of Detectron2's model zoo, unless settings say otherwise.
+Names and shapes give the architecture, the ResNet and the number of classes. Everything else is as in Detectron2's
+model zoo, unless settings are given.
 
 Source: Detectron2, configs/Base-RCNN-{C4,DilatedC5,FPN}.yaml, configs/Misc/mask_rcnn_R_50_FPN_3x_{gn,syncbn}.yaml,
 configs/COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml and configs/COCO-Keypoints/Base-Keypoint-RCNN-FPN.yaml.
@@ -41,7 +41,7 @@ __all__ = ["convert_detectron2"]
 
 Architecture = Literal["c4", "dc5", "fpn"]
 
-# Pattern of names -> what has them, and why it can't be loaded; the first that fits is said.
+# Pattern of names -> the model, and why it can't be loaded; the first match is reported.
 OTHERS = (
     (r"head\.cls_subnet\.1\.", "RetinaNet with normalised towers", "its convolutions have a bias before it"),
     (r"sem_seg_head\.(?!p\d\.|predictor\.)", "a semantic segmentation", "only SemSegFPNHead is known here"),
@@ -61,20 +61,20 @@ LEVELS = 5  # of a pyramid
 def convert_detectron2(
     state: Mapping[str, Tensor], *, class_names: Sequence[str], settings: Mapping[str, Any] | None = None
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """Returns the config under which a detector gives Detectron2's numbers, and ``state`` by that detector's names.
+    """Returns the config of a detector equal to Detectron2's, and ``state`` under that detector's names.
 
-    Detectron2's background is the last class, as ours. Older files also hold the anchors and the normalisation of the
-    pixels; these must be what the config says.
+    Detectron2's background is the last class, as ours. Older files also have anchors and pixel normalisation, which
+    must agree with the config.
 
     Args:
-        state: the state dict of a Detectron2 detector.
-        class_names: K names, in the order of the rows; of a panoptic network those of stuff may follow.
-        settings: keys of Detectron2's config with their values, such as {"MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.6}, where
-            they are not those of the model zoo.
+        state: state dict of a Detectron2 detector.
+        class_names: K names, in the order of the rows; for a panoptic network, stuff classes may follow.
+        settings: keys of Detectron2's config with values that differ from the model zoo, such as
+            {"MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.6}.
 
     Raises:
-        ValueError: another model, by its name; another number of classes, or a setting that our detector does not
-            have.
+        ValueError: the model is not supported (its name is given), the number of classes differs, or our detector lacks
+            a setting.
     """
     _refuse_others(state)
     if is_semantic_fpn(state):
@@ -105,7 +105,7 @@ def convert_detectron2(
 def _convert_semantic(
     state: Mapping[str, Tensor], class_names: Sequence[str], settings: Mapping[str, Any]
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """Converts as ``convert_detectron2``, for semantic FPN, every class of which has its row."""
+    """Converts semantic FPN as ``convert_detectron2``; every class has its row."""
     renamed = {our_name(our_semantic_name(name)): value for name, value in state.items()}
     count = len(renamed["head.classes.weight"])
     if count != len(class_names):
@@ -130,7 +130,7 @@ def _check_layers(config: DetectionConfig, num_classes: int, state: Mapping[str,
 
 
 def _refuse_others(state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for a model that has no counterpart here, by its name."""
+    """Raises ValueError, with the model's name, for a model without a counterpart here."""
     for pattern, model, reason in OTHERS:
         name = next((name for name in state if re.match(pattern, name)), None)
         if name is not None:
@@ -153,7 +153,7 @@ def _architecture(state: Mapping[str, Tensor]) -> Architecture:
 
 
 def _predictor(state: Mapping[str, Tensor]) -> str:
-    """Returns the name of the (first) box predictor in ``state``, which has our names."""
+    """Returns the name of the (first) box predictor in ``state``, under our names."""
     for predictor in ("box_stage.predictor", "box_stage.stages.0.predictor"):
         needed = ("rpn.head.conv.weight", f"{predictor}.classes.weight", f"{predictor}.deltas.bias")
         if all(name in state for name in needed):
@@ -162,7 +162,7 @@ def _predictor(state: Mapping[str, Tensor]) -> str:
 
 
 def _backbone(state: Mapping[str, Tensor]) -> str:
-    """Returns the name of the ResNet or ResNeXt whose blocks ``state``, which has our names, has."""
+    """Returns the name of the ResNet or ResNeXt in ``state``, under our names."""
     name = resnet_name(state)
     if name in ("resnet18", "resnet34"):
         raise ValueError(f"these are Detectron2's weights of {name}, and only its bottleneck blocks are known here")
@@ -180,7 +180,7 @@ def _shared_settings(state: Mapping[str, Tensor], architecture: Architecture, *,
     return {
         "backbone": {
             "name": backbone,
-            # The pixels of ResNeXt-152, whose weights have the deviation in their first layer, are not divided.
+            # ResNeXt-152's pixels are not divided by the deviation, which is part of its first layer's weights.
             "weights_source": "caffe2" if "resnext" in backbone and "152" not in backbone else "msra",
             "stride_in": "3x3" if "resnext" in backbone or norm == "gn" else "1x1",
             "norm": norm,
@@ -240,7 +240,7 @@ def _norm_after(state: Mapping[str, Tensor], block: str) -> str | None:
 
 
 def _masks_for_all(state: dict[str, Tensor], num_classes: int) -> dict[str, Tensor]:
-    """Returns ``state`` with one mask for all classes (CLS_AGNOSTIC_MASK) as the mask of each."""
+    """Returns ``state`` with a class-agnostic mask (CLS_AGNOSTIC_MASK) copied to every class."""
     names = (f"{layer}.{part}" for layer in ("mask_stage.head.masks", POINTS) for part in ("weight", "bias"))
     shared = {name: state[name] for name in names if name in state and len(state[name]) == 1}
     return state | {name: value.expand(num_classes, *value.shape[1:]) for name, value in shared.items()}
@@ -300,7 +300,7 @@ def _is_constant(name: str) -> bool:
 
 
 def _check_constants(state: Mapping[str, Tensor], config: DetectionConfig) -> None:
-    """Raises ValueError where the constants that older files hold are not those of our detector."""
+    """Raises ValueError if the constants in older files differ from our detector's."""
     anchors, stats = config.anchors, SOURCES[config.backbone.weights_source].input_stats
     expected = {"pixel_mean": torch.tensor(stats.mean), "pixel_std": torch.tensor(stats.std)}
     levels = deal(anchors.sizes, LEVELS if config.backbone.fpn else 1) if config.finds_objects else []

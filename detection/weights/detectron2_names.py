@@ -1,4 +1,4 @@
-"""Detectron2's names of a detector's tensors <-> ours."""
+"""Converts between Detectron2's names of tensors and ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["are_detectron2s", "our_name", "their_name"]
 
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
-# All are applied to a name, in this order.
+# All rules are applied to a name, in this order.
 TO_OURS: Rules = (
     (r"^backbone\.bottom_up\.", "backbone.body."),
     (r"^backbone\.fpn_(lateral|output)(\d)\.norm\.", r"backbone.\1.c\2.1."),
@@ -100,19 +100,19 @@ TO_THEIRS: Rules = (
 
 
 def are_detectron2s(names: Iterable[str]) -> bool:
-    """Tells whether ``names`` of tensors are Detectron2's, by an RPN, a RetinaNet's scores or a semantic head."""
+    """Returns whether the tensor ``names`` are Detectron2's, by its RPN, RetinaNet scores or semantic head."""
     return any(name.startswith(("proposal_generator.", "head.cls_score.", "sem_seg_head.")) for name in names)
 
 
 def our_name(name: str) -> str:
-    """Returns our name of Detectron2's tensor ``name``; one that no rule is about stays."""
+    """Returns our name of Detectron2's tensor ``name``; names without a rule are unchanged."""
     return _renamed(name, TO_OURS)
 
 
 def their_name(name: str, *, rpn_convs: int = 1) -> str:
     """Returns Detectron2's name of our tensor ``name``: ``our_name(their_name(name)) == name``.
 
-    The first convolution of an RPN is called otherwise where it has several, ``rpn_convs``.
+    The first convolution of an RPN has another name if there are several (``rpn_convs``).
     """
     theirs = _renamed(name, TO_THEIRS)
     return re.sub(r"(rpn_head\.conv)\.(weight|bias)$", r"\1.conv0.\2", theirs) if rpn_convs > 1 else theirs

@@ -1,4 +1,4 @@
-"""Detectron2's Panoptic FPN -> the settings of its model zoo and our names; and back.
+"""Converts Detectron2's Panoptic FPN to our settings and names, and back.
 
 Source: Detectron2, configs/COCO-PanopticSegmentation/Base-Panoptic-FPN.yaml and detectron2/config/defaults.py.
 """
@@ -31,15 +31,15 @@ PANOPTIC_REQUIRED: dict[str, Any] = SEMANTIC_REQUIRED | {
 
 
 def panoptic_settings(state: Mapping[str, Tensor], class_names: Sequence[str], num_things: int) -> dict[str, Any]:
-    """Returns the model zoo's settings for the semantic head in ``state``, which has our names, as sections.
+    """Returns the model zoo's settings for the semantic head in ``state``, under our names, as config sections.
 
     Args:
-        state: with a semantic head.
-        class_names: of things, or of things and then of stuff.
-        num_things: how many things the boxes have.
+        state: weights with a semantic head.
+        class_names: names of things, or of things and then of stuff.
+        num_things: number of classes of the boxes.
 
     Raises:
-        ValueError: another number of names.
+        ValueError: the number of names differs.
     """
     count = len(state[f"{HEAD}.classes.weight"]) - 1  # its first row is that of all things
     stuff = tuple(class_names[num_things:]) or tuple(f"stuff {number}" for number in range(1, count + 1))
@@ -53,7 +53,7 @@ def panoptic_settings(state: Mapping[str, Tensor], class_names: Sequence[str], n
 
 
 def object_classes(config: DetectionConfig, class_names: Sequence[str]) -> tuple[str, ...]:
-    """Returns those of ``class_names`` that objects have: without the stuff of ``config`` at their end."""
+    """Returns the ``class_names`` of objects, without the stuff of ``config`` at the end."""
     things = tuple(class_names[: len(class_names) - len(config.panoptic.stuff)])
     return things if (*things, *config.panoptic.stuff) == tuple(class_names) else tuple(class_names)
 

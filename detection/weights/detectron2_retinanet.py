@@ -1,4 +1,4 @@
-"""Detectron2's RetinaNet -> the settings of its model zoo, and the order of our rows; and back.
+"""Converts Detectron2's RetinaNet to our settings and order of rows, and back.
 
 Source: Detectron2, configs/Base-RetinaNet.yaml and detectron2/modeling/meta_arch/retinanet.py.
 """
@@ -30,19 +30,19 @@ SIZES = [base * 2 ** (third / 3) for base in (32, 64, 128, 256, 512) for third i
 
 
 def class_count(state: Mapping[str, Tensor]) -> int:
-    """Returns the number of classes of a RetinaNet in ``state``, which has our names; there is no background."""
+    """Returns the number of classes of a RetinaNet in ``state``, under our names; there is no background."""
     return len(state[f"{CLASSES}.weight"]) // _anchors(state)
 
 
 def classes_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns ``state``, which has our names, with the rows of a class together; theirs are those of an anchor."""
+    """Returns ``state``, under our names, with rows grouped by class instead of by anchor."""
     grid = (_anchors(state), class_count(state))
     names = [f"{CLASSES}.{part}" for part in ("weight", "bias") if f"{CLASSES}.{part}" in state]
     return dict(state) | {name: state[name].unflatten(0, grid).transpose(0, 1).flatten(0, 1) for name in names}
 
 
 def anchors_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns ``state``, which has our names, with the rows of an anchor together and no running mean: theirs."""
+    """Returns ``state``, under our names, with Detectron2's rows, grouped by anchor, and without the running mean."""
     grid = (class_count(state), _anchors(state))
     names = [f"{CLASSES}.{part}" for part in ("weight", "bias")]
     kept = {name: value for name, value in state.items() if name != POSITIVES}
@@ -50,7 +50,7 @@ def anchors_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_running_mean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns ``state`` with the mean number of positives that a training begins with; Detectron2 saves none."""
+    """Returns ``state`` with the initial running mean of the number of positives, which Detectron2 does not save."""
     return dict(state) | {POSITIVES: torch.tensor(RUNNING_START)}
 
 
@@ -58,7 +58,7 @@ def retinanet_layers(config: DetectionConfig, num_classes: int) -> dict[str, Any
     """Returns the settings from which Detectron2 builds the layers of ``config``'s RetinaNet on its ResNet.
 
     Raises:
-        ValueError: it has no such layers.
+        ValueError: Detectron2 can't build these layers.
     """
     if config.dense.norm is not None or config.backbone.fpn_coarse != "c5":
         raise ValueError(

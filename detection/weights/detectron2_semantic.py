@@ -1,4 +1,4 @@
-"""Detectron2's semantic FPN -> the settings of its model zoo and our names; and back.
+"""Converts Detectron2's semantic FPN to our settings and names, and back.
 
 Source: Detectron2, configs/Misc/semantic_R_50_FPN_1x.yaml and detectron2/modeling/meta_arch/semantic_seg.py.
 """
@@ -39,13 +39,13 @@ SEMANTIC_REQUIRED: dict[str, Any] = {
 
 
 def is_semantic_fpn(names: Iterable[str]) -> bool:
-    """Tells whether ``names`` of tensors, Detectron2's, are of a network that labels pixels and finds no objects."""
+    """Returns whether Detectron2's tensor ``names`` are of a network that predicts label maps but no objects."""
     found = {name.partition(".")[0] for name in names}
     return "sem_seg_head" in found and "proposal_generator" not in found
 
 
 def our_semantic_name(name: str, head: str = HEAD) -> str:
-    """Returns our name of Detectron2's tensor ``name`` of the semantic head, which ours calls ``head``; others stay.
+    """Returns our name of Detectron2's tensor ``name`` in the semantic head, here ``head``; others are unchanged.
 
     A level of theirs is convolution, upsampling, convolution, ..; ours convolution, norm, ReLU, upsampling, ..
     """
@@ -58,7 +58,7 @@ def our_semantic_name(name: str, head: str = HEAD) -> str:
 
 
 def their_semantic_name(name: str, head: str = HEAD) -> str:
-    """Returns Detectron2's name of our tensor ``name`` of the semantic head: ``our_semantic_name`` undone."""
+    """Returns Detectron2's name of our tensor ``name`` in the semantic head, the inverse of ``our_semantic_name``."""
     name = re.sub(
         rf"^{re.escape(head)}\.levels\.(p\d)\.(\d+)\.",
         lambda match: f"sem_seg_head.{match[1]}.{int(match[2]) // 2}.{'norm.' if int(match[2]) % 2 else ''}",

@@ -1,4 +1,4 @@
-"""Detectron2's settings: which of its keys are ours, which need one value, and which change no detection.
+"""Maps Detectron2's settings to our keys; others need a certain value, or change no detection.
 
 Source: Detectron2, detectron2/config/defaults.py and configs/Base-RCNN-{C4,DilatedC5,FPN}.yaml.
 """
@@ -145,7 +145,7 @@ ZOO_BASES = ("Base-RCNN-C4.yaml", "Base-RCNN-DilatedC5.yaml", "Base-RCNN-FPN.yam
 
 
 def read_settings(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Returns the settings of Detectron2's YAML file ``path`` by their dotted names, with those of its ``_BASE_``.
+    """Returns the settings of Detectron2's YAML file ``path`` and of its ``_BASE_``, by dotted name.
 
     A base of the model zoo may be absent.
 
@@ -173,10 +173,10 @@ def read_settings(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]
 
 
 def apply_settings(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
-    """Puts ``settings`` of Detectron2 into ``tree``, sections of our config; those of layers it lacks do nothing.
+    """Applies Detectron2's ``settings`` to ``tree``, sections of our config; settings of absent layers are ignored.
 
     Raises:
-        ValueError: a setting that our detector does not have.
+        ValueError: our detector lacks a setting.
     """
     required, absent = _required(tree["architecture"])
     required = required | {"MODEL.RESNETS.RES5_DILATION": 2 if tree["backbone"]["dilate_c5"] else 1}
@@ -198,7 +198,7 @@ def apply_settings(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
 
 
 def _required(architecture: str) -> tuple[dict[str, Any], re.Pattern[str] | None]:
-    """Returns the settings with the one value that ``architecture`` has, and those of layers that it lacks."""
+    """Returns the settings with a required value for ``architecture``, and a pattern of those of absent layers."""
     if architecture == "semantic_fpn":
         return LABELLER_REQUIRED, OF_OBJECTS
     if "panoptic" in architecture:
@@ -207,7 +207,7 @@ def _required(architecture: str) -> tuple[dict[str, Any], re.Pattern[str] | None
 
 
 def settings_of(config: DetectionConfig) -> dict[str, Any]:
-    """Returns the settings under which Detectron2 has the detector of ``config``, but for what the weights tell."""
+    """Returns Detectron2's settings for the detector of ``config``, without those that follow from the weights."""
     flat = flatten(config)
     tree: dict[str, Any] = {"architecture": config.architecture, **_sections(config)}
     settings = _pixels(config.backbone.weights_source)
@@ -244,7 +244,7 @@ def _keys(tree: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _applies(tree: Mapping[str, Any], section: str, key: str) -> bool:
-    """Returns whether the detector of ``tree`` has the layers that a key of our config is about."""
+    """Returns whether the detector of ``tree`` has the layers of a key of our config."""
     match section, key:
         case "cascade", _:
             return "cascade" in tree["architecture"]
@@ -292,7 +292,7 @@ def _their_value(name: str, value: Any, *, pyramid: bool) -> Any:
 
 
 def _check_pooling(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raises ValueError where ``settings`` pool regions of masks or keypoints otherwise than those of boxes."""
+    """Raises ValueError if ``settings`` pool masks or keypoints differently from boxes."""
     for head in _pooling_heads(tree):
         for key, default in POOLED_ALIKE.items():
             boxes, others = f"MODEL.ROI_BOX_HEAD.{key}", f"MODEL.{head}.{key}"
@@ -304,7 +304,7 @@ def _check_pooling(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> None
 
 
 def _pooling_heads(tree: Mapping[str, Any]) -> list[str]:
-    """Returns the heads beside that of boxes that pool regions of their own."""
+    """Returns the heads, except that of boxes, with their own pooling."""
     pooling = ("keypoint",) if tree["architecture"] == "pointrend_rcnn" else ("mask", "keypoint")
     return [f"ROI_{name.upper()}_HEAD" for name in pooling if "pool_size" in tree.get(name, {})]
 
@@ -315,7 +315,7 @@ def _pixels(source: str) -> dict[str, Any]:
 
 
 def _apply_pixels(backbone: dict[str, Any], settings: Mapping[str, Any]) -> None:
-    """Chooses the source of weights that saw pixels as ``settings`` say."""
+    """Sets the source of the weights that fits the pixel normalisation in ``settings``."""
     asked = _pixels(backbone["weights_source"]) | {name: settings[name] for name in PIXELS if name in settings}
     for source in SOURCES:
         if all(_near(asked[name], value) for name, value in _pixels(source).items()):
@@ -338,7 +338,7 @@ def _close(value: Any, known: float) -> bool:
 
 
 def _literal(value: Any) -> Any:
-    """Returns ``value``; a text that is a Python tuple or list, as Detectron2's files hold them, as that."""
+    """Returns ``value``, with the text of a Python tuple or list, as in Detectron2's files, evaluated."""
     if not isinstance(value, str) or not value.startswith(("(", "[")):
         return value
     try:

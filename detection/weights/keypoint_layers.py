@@ -1,4 +1,4 @@
-"""The keypoint branch of torchvision's and Detectron2's Keypoint R-CNN -> our config.
+"""Converts the keypoint branch of torchvision's and Detectron2's Keypoint R-CNN to our config.
 
 Source: torchvision 0.29, models/detection/keypoint_rcnn.py; Detectron2, modeling/roi_heads/keypoint_head.py.
 """
@@ -27,12 +27,12 @@ EDGES = (
 
 
 def has_keypoints(state: Mapping[str, Tensor]) -> bool:
-    """Tells whether ``state``, which has our names, has the layers of a keypoint branch."""
+    """Returns whether ``state``, under our names, has the layers of a keypoint branch."""
     return f"{MAPS}.weight" in state
 
 
 def keypoint_config(state: Mapping[str, Tensor]) -> KeypointConfig:
-    """Returns the branch in ``state``, which has our names; 17 keypoints are COCO's, others are numbered."""
+    """Returns the config of the keypoint branch in ``state``; 17 keypoints are COCO's, others are numbered."""
     if not has_keypoints(state):
         return KeypointConfig()
     channels, count = state[f"{MAPS}.weight"].shape[:2]

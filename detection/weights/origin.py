@@ -1,4 +1,4 @@
-"""The detector that ``init`` of a config names: a run, a checkpoint, a published one, or a file of another project."""
+"""Loads the detector in a config's ``init``: a run, a checkpoint, a published one, or a file of another project."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ DENSE_SCORES = (
 
 
 def read_origin(init: str, *, progress: Progress | None = None, attempts: int = 5) -> Checkpoint[DetectionConfig]:
-    """Returns the detector that ``init`` names.
+    """Returns the detector of ``init``.
 
     Args:
-        init: a run directory, a .safetensors checkpoint, a file of torchvision or Detectron2, an address hf://NAME/REPO,
-            or a name in the zoo, which is downloaded into ``ZOO_FOLDER`` unless it is there.
-        progress: of the download; called after each chunk.
-        attempts: connections tried.
+        init: a run directory, a .safetensors checkpoint, a file of torchvision or Detectron2, hf://NAME/REPO, or a name
+            in the zoo, which is downloaded to ``ZOO_FOLDER`` if missing.
+        progress: called after each chunk of the download.
+        attempts: number of connections before giving up.
 
     Raises:
-        ValueError: there is no such thing, or it is no detector that loads here.
+        ValueError: ``init`` does not exist, or is no supported detector.
         ConnectionError: the download failed.
     """
     file = origin_file(init, progress=progress, attempts=attempts)
@@ -55,7 +55,7 @@ def read_origin(init: str, *, progress: Progress | None = None, attempts: int = 
 
 
 def origin_file(init: str, *, progress: Progress | None = None, attempts: int = 5) -> Path:
-    """Returns the file of the detector that ``init`` names, downloaded if need be.
+    """Returns the file of the detector ``init``, downloaded if necessary.
 
     Raises:
         ValueError, ConnectionError: as ``read_origin``.
@@ -71,7 +71,7 @@ def origin_file(init: str, *, progress: Progress | None = None, attempts: int = 
 
 
 def origin_of(config: DetectionConfig) -> tuple[str | None, str | None]:
-    """Returns the weights that training starts from, and their licence; None: from scratch, or it is not known here."""
+    """Returns the initial weights of training (None: from scratch) and their licence (None: unknown)."""
     if config.init is not None:
         return config.init, next((entry.licence for entry in zoo.ZOO if entry.name in config.init), None)
     weights = config.backbone.weights
@@ -79,9 +79,9 @@ def origin_of(config: DetectionConfig) -> tuple[str | None, str | None]:
 
 
 def label_map_classes(state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Returns names for the rows of a network of label maps, torchvision's or Detectron2's; none for other networks.
+    """Returns class names for a torchvision or Detectron2 network of label maps; empty for other networks.
 
-    21 rows are VOC's classes after the background.
+    21 rows are the background and VOC's classes.
     """
     rows = next((len(state[name]) for name in PIXEL_SCORES if name in state), 0)
     if rows == 0 or any(name in state for name in SCORES):
@@ -111,7 +111,7 @@ def _converted(file: Path) -> Checkpoint[DetectionConfig]:
 
 
 def _class_names(state: Mapping[str, Tensor], project: str) -> tuple[str, ...]:
-    """Returns the classes of a file that names none: those of a card, else "class 1", "class 2" and so on."""
+    """Returns the classes of a file without names: those of a card, else "class 1", "class 2" and so on."""
     if pixels := label_map_classes(state):
         return pixels
     rows = next((len(state[name]) for name in SCORES if name in state), 1)

@@ -1,6 +1,6 @@
-"""The published detectors: torchvision's, and all of Detectron2's model zoo, those included that do not load here.
+"""The table of published detectors: torchvision's and all of Detectron2's model zoo, also those that do not load here.
 
-Names, addresses and figures are those of the two projects.
+Names, URLs and figures are those of the two projects.
 
 Source: torchvision's weight entries; Detectron2's MODEL_ZOO.md, configs/Detectron1-Comparisons/README.md,
 projects/PointRend/README.md and detectron2/model_zoo/model_zoo.py, with the settings of its configs/.
@@ -83,14 +83,14 @@ class Entry:
     """A published detector or network of label maps that loads here.
 
     Attributes:
-        name: unique.
-        url: of its file.
-        data: card:split that the figures are of; a data set without a card here has its classes in ``CLASSES``.
-        ap: percent, mean over IoU 0.5 to 0.95; on VOC from 11-point curves. None: not published, or not at hand.
-        miou, pixel_accuracy: percent, of label maps.
-        pq: percent, panoptic quality.
-        norm_eps: of torchvision's fixed batch normalisation; None: as the names in the file tell.
-        settings: Detectron2's, where they are not those that its weights have without any.
+        name: unique name.
+        url: address of the file.
+        data: card:split of the figures; classes of a data set without a card are in ``CLASSES``.
+        ap: percent, mean over IoU 0.5 to 0.95; on VOC from 11-point curves. None: not published, or not available.
+        miou, pixel_accuracy: percent, for label maps.
+        pq: panoptic quality, percent.
+        norm_eps: eps of torchvision's frozen batch normalisation; None: from the names in the file.
+        settings: Detectron2's settings that differ from the defaults for its weights.
     """
 
     name: str
@@ -113,17 +113,17 @@ class Entry:
 
     @property
     def has_card(self) -> bool:
-        """Tells whether ``data`` can be tested on."""
+        """Whether ``data`` has a card, so that it can be tested on."""
         return self._data_set not in CLASSES
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes in the order of the rows; of panoptic networks things, then stuff."""
+        """The classes in the order of the rows; for panoptic networks things, then stuff."""
         return load_card(self._data_set).classes if self.has_card else CLASSES[self._data_set]
 
     @property
     def figures(self) -> str:
-        """The published figures, in percent, with the data set that they are of."""
+        """The published figures in percent, with their data set."""
         figures = {
             "box AP": self.ap,
             "box AP50": self.ap50,
@@ -138,7 +138,7 @@ class Entry:
 
     @property
     def checksum(self) -> tuple[str, str]:
-        """Name of the hash function, and the first digits of its result, from the file's name."""
+        """Name of the hash function, and the first digits of the checksum, from the file's name."""
         algorithm, length = CHECKSUMS[self.source]
         match = re.search(rf"[-_]([0-9a-f]{{{length}}})\.(pth|pkl)$", self.url)
         if match is None:

@@ -1,4 +1,4 @@
-"""Tells the ResNet, ResNeXt and pyramid of a detector's weights by their blocks and groups."""
+"""Recognises the ResNet, ResNeXt and pyramid of a detector's weights by blocks and groups."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ NAMES = {
 
 
 def resnet_name(state: Mapping[str, Tensor]) -> str:
-    """Returns the name in backbones/registry.py of the network whose blocks ``state``, which has our names, has.
+    """Returns the name in backbones/registry.py of the network in ``state``, under our names.
 
     Raises:
-        ValueError: there is none; what was found is said.
+        ValueError: there is no such network; the message has the blocks that were found.
     """
     convolutions = {
         (int(match[1]), int(match[2])): value
@@ -51,7 +51,7 @@ def resnet_name(state: Mapping[str, Tensor]) -> str:
 
 
 def deformable_stages(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Returns the options of a backbone that say which stages in ``state``, which has our names, are deformable."""
+    """Returns the backbone options for the deformable stages in ``state``, under our names."""
     found = {
         f"c{int(match[1]) + 1}": len(value)
         for name, value in state.items()
@@ -64,12 +64,12 @@ def deformable_stages(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def coarse_levels(state: Mapping[str, Tensor]) -> Literal["c5", "p5"]:
-    """Returns what p6 in ``state``, which has our names, is made of: of p5 where the widths are equal."""
+    """Returns the input of p6 in ``state``, under our names; p5 if the widths are equal."""
     outputs, inputs = state["backbone.coarse.p6.0.weight"].shape[:2]
     return "p5" if outputs == inputs else "c5"
 
 
 def count_children(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Returns how many children of the layer ``prefix`` have weights."""
+    """Returns the number of children of the layer ``prefix`` that have weights."""
     depth = prefix.count(".") + 1
     return len({name.split(".")[depth] for name in state if name.startswith(f"{prefix}.")})

@@ -1,6 +1,6 @@
-"""A detector of ours -> Detectron2's names and settings.
+"""Converts our detectors to Detectron2's names and settings.
 
-What it writes is read back first: what ``convert_detectron2`` does not understand as the same detector is refused.
+The result is checked by converting it back: a detector is refused if ``convert_detectron2`` gives another one.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ OTHERS = {
 def to_detectron2(
     config: DetectionConfig, class_names: Sequence[str], state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns ``state`` by Detectron2's names, and the settings (dotted name -> value) of its config.yaml.
+    """Returns ``state`` under Detectron2's names, and the settings (dotted name -> value) of its config.yaml.
 
     Raises:
-        ValueError: Detectron2 has no such detector; the keys are named.
+        ValueError: Detectron2 has no such detector; the message names the keys.
     """
     if config.architecture in OTHERS:
         raise ValueError(f"architecture {config.architecture} can't go to detectron2, {OTHERS[config.architecture]}")
@@ -77,7 +77,7 @@ def to_detectron2(
 
 
 def _their_head(config: DetectionConfig, name: str) -> str:
-    """Returns Detectron2's name of our tensor ``name`` of a semantic head; others stay."""
+    """Returns Detectron2's name of our tensor ``name`` in a semantic head; others are unchanged."""
     if config.is_panoptic:
         return their_semantic_name(name, HEAD)
     return name if config.finds_objects else their_semantic_name(name)

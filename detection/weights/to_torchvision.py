@@ -1,6 +1,6 @@
-"""A detector of ours -> torchvision's names, and the call that builds its model.
+"""Converts our detectors to torchvision's names, with the call that builds the model.
 
-What it writes is read back first: what ``convert_torchvision`` does not understand as the same detector is refused.
+The result is checked by converting it back: a detector is refused if ``convert_torchvision`` gives another one.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ HEADS = {
 def to_torchvision(
     config: DetectionConfig, class_names: Sequence[str], state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], str]:
-    """Returns ``state`` by torchvision's names, and Python code that builds the model for it.
+    """Returns ``state`` under torchvision's names, and Python code that builds the model for it.
 
-    The background comes first, with zeros for the box and the mask that nothing reads of it.
+    The background comes first; its box and mask, which are never read, are zeros.
 
     Raises:
-        ValueError: torchvision has no such detector; the keys are named.
+        ValueError: torchvision has no such detector; the message names the keys.
     """
     own = explicit(config)
     if not own.finds_objects:
@@ -106,7 +106,7 @@ def _is_counter(name: str) -> bool:
 
 
 def _counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a step counter for every batch normalisation that has none, as that of frozen stages."""
+    """Returns step counters for batch normalisations without one, as in frozen stages."""
     names = [name.replace("running_mean", "num_batches_tracked") for name in state if name.endswith("running_mean")]
     return {name: torch.tensor(0) for name in names if name not in state}
 

@@ -1,4 +1,4 @@
-"""A RetinaNet or FCOS of ours -> torchvision's names and order of rows."""
+"""Converts our RetinaNet and FCOS to torchvision's names and order of rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONE_STAGE_ARGUMENTS = {
 
 # Architecture, norm of its towers and what p6 is made of -> end of the builder's name
 VERSIONS = {("retinanet", None, "p5"): "", ("retinanet", "gn", "c5"): "_v2", ("fcos", "gn", "p5"): ""}
-POSITIVES = "head.scale.positives"  # a running mean in training, of which torchvision knows nothing
+POSITIVES = "head.scale.positives"  # a running mean for training, which torchvision lacks
 NEVER = -100.0  # logit of the unused class 0, whose probability is then 0
 
 # All are applied to a name, in this order.
@@ -52,9 +52,9 @@ def to_one_stage_name(name: str, kind: Kind) -> str:
 
 
 def their_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the layers of ``state``, which has our names, with rows in torchvision's order: ``reorder_rows`` undone.
+    """Returns the layers of ``state``, under our names, in torchvision's order of rows (inverse of ``reorder_rows``).
 
-    Class 0, which torchvision has no object of, is never found.
+    torchvision's unused class 0 is never detected.
     """
     boxes = len(state[f"{DELTAS}.bias"]) // 4
     grid = (len(SCALES), len(RATIOS)) if boxes > 1 else (1, 1)

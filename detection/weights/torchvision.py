@@ -1,9 +1,9 @@
-"""torchvision's Faster, Mask and Keypoint R-CNN, RetinaNet and FCOS over a ResNet's pyramid -> our config and names.
+"""Converts torchvision's Faster, Mask and Keypoint R-CNN, RetinaNet and FCOS with a ResNet-FPN to our config and names.
 
-FCN and DeepLabV3 are in torchvision_semantic.py, and go the same way.
+FCN and DeepLabV3 are in torchvision_semantic.py.
 
-Names and shapes tell fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn, their v2,
-keypointrcnn_resnet50_fpn and fcos_resnet50_fpn apart, the numbers of classes and of keypoints and which ResNet it is.
+Names and shapes distinguish fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn, their v2,
+keypointrcnn_resnet50_fpn and fcos_resnet50_fpn, and give the numbers of classes and keypoints and the ResNet.
 
 Source: torchvision 0.29, models/detection/faster_rcnn.py, mask_rcnn.py, keypoint_rcnn.py, rpn.py and roi_heads.py, from
 whose default arguments the settings come.
@@ -63,22 +63,22 @@ COCO_ROWS: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"
 def convert_torchvision(
     state: Mapping[str, Tensor], *, class_names: Sequence[str], norm_eps: float | None = None
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """Returns the config under which a detector gives torchvision's numbers, and ``state`` by that detector's names.
+    """Returns the config of a detector equal to torchvision's, and ``state`` under that detector's names.
 
-    torchvision's background is row 0, ours the last of the class logits; boxes and masks have none. Where ``state`` has
-    the published 91 rows and ``class_names`` are COCO's 80, the rows of unused category ids are dropped: their small
-    probability is then shared out among the other classes.
+    torchvision's background is row 0, ours the last of the class logits; boxes and masks have none. If ``state`` has
+    the published 91 rows and ``class_names`` are COCO's 80, the rows of unused category ids are dropped, and their
+    small probability is distributed over the other classes.
 
     Args:
-        state: the state dict of a torchvision detector.
-        class_names: K names, in the order of the rows 1..K; COCO's 80 in any order for 91 rows. Of FCN and DeepLabV3
-            the background is a class with a name, that of row 0.
-        norm_eps: of the body's batch normalisation; None takes what the names tell: 1e-5 for BatchNorm2d (v2, and v1
-            trained from nothing), 0.0 for the published v1 files. Other v1 models need it.
+        state: state dict of a torchvision detector.
+        class_names: K names, in the order of the rows 1..K; COCO's 80 in any order for 91 rows. For FCN and DeepLabV3
+            the background is a class with a name, in row 0.
+        norm_eps: eps of the body's batch normalisation. None uses the names in the file: 1e-5 for BatchNorm2d (v2, and
+            v1 trained from scratch), 0.0 for the published v1 files. Other v1 models need it.
 
     Raises:
-        ValueError: another architecture (the names are listed), another number of classes, or the names do not tell
-            ``norm_eps``.
+        ValueError: the architecture is not supported (the names are listed), the number of classes differs, or
+            ``norm_eps`` does not follow from the names.
     """
     if is_semantic(state):
         return convert_semantic(state, class_names)
@@ -102,7 +102,7 @@ def convert_torchvision(
 def _convert_one_stage(
     state: Mapping[str, Tensor], kind: Kind, class_names: Sequence[str], norm_eps: float | None
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """Converts as ``convert_torchvision``, for RetinaNet and FCOS, whose row 0 no object is trained on."""
+    """Converts RetinaNet and FCOS as ``convert_torchvision``; their row 0 has no training objects."""
     renamed = one_stage_names(state, kind)
     rows = _class_rows(count_classes(renamed), class_names)
     eps = _norm_eps(state) if norm_eps is None else norm_eps
@@ -114,7 +114,7 @@ def _convert_one_stage(
 
 
 def _refuse_others(state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for a model that has no counterpart here, by its name."""
+    """Raises ValueError, with the model's name, for a model without a counterpart here."""
     for pattern, model in OTHERS:
         name = next((name for name in state if re.match(pattern, name)), None)
         if name is not None:
@@ -126,7 +126,7 @@ def _refuse_others(state: Mapping[str, Tensor]) -> None:
 
 
 def _class_rows(count: int, class_names: Sequence[str]) -> list[int]:
-    """Returns the row of ``count`` that each of ``class_names`` has; row 0 is the background's."""
+    """Returns the row, of ``count`` rows, of each of ``class_names``; row 0 is the background."""
     if count == len(class_names) + 1:
         return list(range(1, count))
     if count == len(COCO_ROWS) and set(class_names) == set(COCO_ROWS[1:]) - {"N/A"}:
@@ -139,7 +139,7 @@ def _class_rows(count: int, class_names: Sequence[str]) -> list[int]:
 
 
 def known_norm_eps(state: Mapping[str, Tensor]) -> float | None:
-    """Returns what is added to the variance in the body's batch normalisation; None where names do not tell.
+    """Returns eps of the body's batch normalisation; None if it does not follow from the names.
 
     FrozenBatchNorm2d adds 1e-5, but the published v1 models were trained before it added anything, and torchvision sets
     0.0 after loading them. Their files have old names; a state dict saved later has new ones, whatever it began with.
@@ -164,7 +164,7 @@ def _counts_steps(state: Mapping[str, Tensor]) -> bool:
 
 
 def _config(state: Mapping[str, Tensor], *, norm_eps: float) -> DetectionConfig:
-    """Returns torchvision's settings for the layers in ``state``, which has our names."""
+    """Returns torchvision's settings for the layers in ``state``, under our names."""
     return DetectionConfig(
         backbone=_backbone_config(state, norm_eps=norm_eps, channels=state["rpn.head.conv.weight"].shape[1]),
         anchors=AnchorConfig(sizes=(32.0, 64.0, 128.0, 256.0, 512.0), ratios=(0.5, 1.0, 2.0), offset=0.0, rounded=True),

@@ -1,4 +1,4 @@
-"""torchvision's names of the tensors in a detector, and its order of classes -> ours.
+"""Converts torchvision's names of tensors, and its order of classes, to ours.
 
 Source: torchvision 0.29, models/detection/faster_rcnn.py, mask_rcnn.py, keypoint_rcnn.py, rpn.py and roi_heads.py.
 """
@@ -47,7 +47,7 @@ PER_CLASS = {CLASSES: 1, DELTAS: 4, MASKS: 1}  # rows
 
 
 def our_name(name: str) -> str:
-    """Returns our name of the tensor that a torchvision detector calls ``name``; its own where there is no other."""
+    """Returns our name of torchvision's tensor ``name``; names without a rule are unchanged."""
     for pattern, replacement in OLD_NAMES:
         name = pattern.sub(replacement, name) if pattern.fullmatch(name) else name
     for theirs, ours in PREFIXES.items():

@@ -1,4 +1,4 @@
-"""torchvision's RetinaNet and FCOS with a pyramid over a ResNet -> our config and our names.
+"""Converts torchvision's RetinaNet and FCOS with a ResNet-FPN to our config and names.
 
 Source: torchvision 0.29, models/detection/retinanet.py and fcos.py, from whose default arguments the settings come.
 """
@@ -47,14 +47,14 @@ TOWER = re.compile(r"(head\.\w+_tower)\.(\d+)\.(weight|bias)")  # convolution, n
 
 
 def one_stage_kind(state: Mapping[str, Tensor]) -> Kind | None:
-    """Returns the architecture that ``state``, by torchvision's names, is of; None for another than these two."""
+    """Returns the architecture of ``state``, under torchvision's names; None if it is neither of these two."""
     if "head.regression_head.bbox_ctrness.weight" in state:
         return "fcos"
     return "retinanet" if "head.classification_head.cls_logits.weight" in state else None
 
 
 def one_stage_names(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
-    """Returns the tensors of ``state``, by torchvision's names, by ours; one that no rule is about keeps its name."""
+    """Returns ``state``, under torchvision's names, with our names; names without a rule are unchanged."""
     return {_our_name(name, 3 if kind == "fcos" else 2): value for name, value in state.items()}
 
 
@@ -69,7 +69,7 @@ def _our_name(name: str, layers: int) -> str:
 
 
 def count_classes(state: Mapping[str, Tensor]) -> int:
-    """Returns how many classes, the unused row 0 included, ``state``, which has our names, knows.
+    """Returns the number of classes in ``state``, under our names, including the unused row 0.
 
     Raises:
         ValueError: it has other than the default number of anchors, or lacks layers.

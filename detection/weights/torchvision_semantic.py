@@ -1,4 +1,4 @@
-"""torchvision's FCN and DeepLabV3 over a dilated ResNet <-> our config and names.
+"""Converts between torchvision's FCN and DeepLabV3 over a dilated ResNet and our config and names.
 
 Source: torchvision 0.29, models/segmentation/fcn.py, deeplabv3.py and _utils.py, and the sizes of images in
 references/segmentation/presets.py.
@@ -52,14 +52,14 @@ DEEPLAB: Rules = (
 
 
 def is_semantic(state: Mapping[str, Tensor]) -> bool:
-    """Tells whether ``state`` is of an FCN or DeepLabV3 of torchvision's over a ResNet."""
+    """Returns whether ``state`` is of torchvision's FCN or DeepLabV3 over a ResNet."""
     return "classifier.4.weight" in state and "backbone.layer4.0.conv1.weight" in state
 
 
 def convert_semantic(
     state: Mapping[str, Tensor], class_names: Sequence[str]
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """Returns the config under which a network gives torchvision's logits, and ``state`` by that network's names.
+    """Returns the config of a network with torchvision's logits, and ``state`` under that network's names.
 
     Every class, the background included, has its row in torchvision's order.
 
@@ -68,7 +68,7 @@ def convert_semantic(
         class_names: K names, in the order of the rows.
 
     Raises:
-        ValueError: another number of classes, or weights that do not fit.
+        ValueError: the number of classes differs, or the weights do not fit.
     """
     renamed = {_our_name(name, state): value for name, value in state.items()}
     count = len(renamed[f"{CLASSES}.weight"])
@@ -85,7 +85,7 @@ def convert_semantic(
 
 
 def to_semantic_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns ``state``, which has our names, by torchvision's."""
+    """Returns ``state``, under our names, with torchvision's names."""
     deep = count_children(state, "head.branches")
     if not deep:
         rules: Rules = ((r"^head\.conv\.", "classifier."), (r"^head\.classes\.", "classifier.4."))
@@ -102,10 +102,10 @@ def to_semantic_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def semantic_builder(config: DetectionConfig, num_classes: int) -> str:
-    """Returns the code that builds torchvision's network for the weights of ``config``'s.
+    """Returns the code that builds torchvision's network for ``config``.
 
     Raises:
-        ValueError: torchvision has no such network; the keys are named.
+        ValueError: torchvision has no such network; the message names the keys.
     """
     backbone, semantic = config.backbone, config.semantic
     name = f"{config.architecture}_{backbone.name}"
@@ -128,7 +128,7 @@ def _our_name(name: str, state: Mapping[str, Tensor]) -> str:
 
 
 def _renamed(name: str, rules: Rules) -> str:
-    """Returns ``name`` by the first of ``rules`` that it fits; as it is, by none."""
+    """Returns ``name`` renamed by the first matching rule of ``rules``; unchanged if none matches."""
     for pattern, replacement in rules:
         renamed, count = re.subn(pattern, replacement, name)
         if count:

@@ -1,6 +1,6 @@
-"""Published detectors by name: download, check of the file, conversion; published.py has their table.
+"""Downloads, checks and converts published detectors by name; published.py has their table.
 
-A file is checked against the digits of its checksum that its name carries.
+A file is checked against the digits of the checksum in its name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def find_entry(name: str) -> Entry:
     """Returns the row of ``ZOO`` called ``name``.
 
     Raises:
-        ValueError: there is none, and the nearest is named; or it is one that does not load here, and the reason is.
+        ValueError: there is no such row (the message has the nearest name), or it does not load here (with the reason).
     """
     if name in REFUSED:
         raise ValueError(f"{name} of Detectron2's model zoo does not load here: {REFUSED[name]}")
@@ -42,13 +42,13 @@ def find_entry(name: str) -> Entry:
 
 
 def fetch(entry: Entry, folder: Path, *, progress: Progress | None = None, attempts: int = 5) -> Path:
-    """Returns the directory of ``entry`` in ``folder``, that of a run: config.yaml and checkpoints/.
+    """Returns the run directory of ``entry`` in ``folder``, with config.yaml and checkpoints/.
 
-    Downloaded, checked and converted unless it is there; an interrupted download goes on in a later call.
+    If it is missing, the file is downloaded, checked and converted; a later call resumes an interrupted download.
 
     Raises:
-        ValueError: the server refuses the address, the file has another checksum, or it does not fit.
-        ConnectionError: the connection dropped again and again; what came so far is kept.
+        ValueError: the server refuses the address, the checksum is wrong, or the file does not fit.
+        ConnectionError: every connection was dropped; the bytes received so far are kept.
     """
     run = folder / entry.name
     if any((run / "checkpoints").glob("*.safetensors")):

@@ -1,6 +1,7 @@
-"""Reads boundaries that people drew: BSDS500's images, with a MATLAB file of several annotators' maps for each.
+"""Reads human boundary annotations: BSDS500's images, each with a MATLAB file of several annotators' boundary maps.
 
-Every annotator becomes an object, the whole image, whose mask is the map; so all that moves masks moves boundaries too.
+Every annotator becomes an object whose box is the whole image and whose mask is the boundary map, so that transforms of
+masks also transform boundaries.
 
 Source: Arbeláez et al. 2011, "Contour Detection and Hierarchical Image Segmentation", the layout of BSDS500.
 """
@@ -23,7 +24,7 @@ __all__ = ["BOUNDARY", "BSDSSplit", "parse_bsds"]
 
 BOUNDARY = "boundary"
 
-# What SciPy raises for files that are damaged or of another kind.
+# Errors of SciPy for damaged files or other formats.
 _UNREADABLE = (OSError, ValueError, TypeError, LookupError, NotImplementedError, AttributeError, MemoryError)
 
 
@@ -32,14 +33,14 @@ class BSDSSplit:
     """A split as a card describes it; paths are below the data set's folder."""
 
     images: str  # folder
-    boundaries: str  # folder of a .mat of the same name for each image
+    boundaries: str  # folder with a .mat file of the same name for each image
 
 
 def parse_bsds(folder: Path, entry: dict[str, Any], classes: tuple[str, ...]) -> Labels:
-    """Returns the labels of the split ``entry``: its images in the order of their names.
+    """Returns the labels of the split ``entry``, with images in the order of their names.
 
     Raises:
-        ValueError: ``entry`` is no description of such a split.
+        ValueError: ``entry`` does not describe such a split.
     """
     split = build_dataclass(BSDSSplit, entry)
     labels = Labels(declared=(BOUNDARY,))
@@ -67,7 +68,7 @@ def parse_bsds(folder: Path, entry: dict[str, Any], classes: tuple[str, ...]) ->
 
 
 def _read(file: Path) -> list[np.ndarray]:
-    """Returns the boundaries (H, W) bool of each annotator."""
+    """Returns the boundary map (H, W) bool of each annotator."""
     cells = loadmat(file)["groundTruth"]
     return [np.asarray(cell["Boundaries"][0, 0]) > 0 for cell in cells.flat]
 

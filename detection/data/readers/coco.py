@@ -32,9 +32,9 @@ from detection.keypoints import KeypointSpec
 
 __all__ = ["COCOSplit", "coco_classes", "read_coco"]
 
-BLOCK = 1 << 18  # objects that are looked at together
+BLOCK = 1 << 18  # objects that are checked together
 LISTS = ("images", "annotations", "categories")
-UNLISTED = -2  # instead of an image's row or a category's label
+UNLISTED = -2  # in place of an image's row or a category's label
 
 # Areas of masks lie between; a mask that fills less of its box is a wire, and none is larger.
 LEAST_AREA, MOST_AREA = 0.01, 1.05
@@ -50,7 +50,7 @@ class COCOSplit:
 
 @dataclass(slots=True)
 class _File:
-    """A COCO file as it is read: where it is, and what was found in it so far."""
+    """A COCO file while it is read: its place, and the results so far."""
 
     path: Path
     folder: Path  # of the data set
@@ -64,12 +64,12 @@ class _File:
 
 @dataclass(slots=True)
 class _Content:
-    """Holds what the lists of a file say."""
+    """The content of a file's lists."""
 
     images: Images
     annotations: Annotations
     categories: list[Any] = field(default_factory=list)
-    rows: ImageArrays = field(default_factory=ImageRows().arrays)  # once all images were added
+    rows: ImageArrays = field(default_factory=ImageRows().arrays)  # after all images were added
     has_annotations: bool = False
 
 
@@ -84,15 +84,15 @@ def read_coco(
     fields: Collection[str] = (),
     polygons: bool = False,
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """Returns the index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
+    """Returns the index of the split ``entry`` of the data set at ``folder``, and its problems.
 
-    With "masks" among ``fields``, segmentations are read too: polygons, and RLE of crowds; with "keypoints", these, and
-    their names and skeleton in the categories.  Objects of categories without keypoints have none that is labelled.  A
-    file without the list ``annotations``, as those of COCO's test images, gives an index without ground truth.  With
-    ``polygons`` the index has label maps that the masks make, and no objects.
+    With "masks" among ``fields``, segmentations are read: polygons, and RLE for crowds.  With "keypoints", keypoints
+    are read, with their names and skeleton from the categories; objects of categories without keypoints have no
+    labelled keypoint.  A file without the list ``annotations``, as for COCO's test images, gives an index without
+    ground truth.  With ``polygons`` the index has label maps made from the masks, and no objects.
 
     Raises:
-        ValueError: ``entry`` is no description of a COCO split.
+        ValueError: ``entry`` does not describe a COCO split.
     """
     split = build_dataclass(COCOSplit, entry)
     file = _File(folder / split.annotations, folder, folder / split.images)
@@ -110,7 +110,7 @@ def read_coco(
 def _index(
     file: _File, empty: Callable[[], _Content], classes: tuple[str, ...], drop: bool, fields: Collection[str]
 ) -> Found:
-    """Returns the index of ``file``, what is wrong with it, and whether no image was opened for it."""
+    """Returns the index of ``file``, its problems, and whether no image had to be opened."""
     content = _read(file, empty)
     _read_categories(content.categories, classes, file)
     keypoints = _read_keypoints(content, classes, file) if "keypoints" in fields else None
@@ -133,12 +133,12 @@ def _index(
 
 
 def coco_classes(folder: Path, entry: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the names of the categories of the split ``entry``, by their ids.
+    """Returns the category names of the split ``entry``, sorted by id.
 
-    One without an object that is only the supercategory of others, as Roboflow's exports have, is left out.
+    A category without objects that is only the supercategory of others, as in Roboflow's exports, is left out.
 
     Raises:
-        ValueError: ``entry`` is no description of a COCO split.
+        ValueError: ``entry`` does not describe a COCO split.
     """
     split = build_dataclass(COCOSplit, entry)
     content = _load(_File(folder / split.annotations, folder, folder / split.images))
@@ -152,9 +152,9 @@ def coco_classes(folder: Path, entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _read(file: _File, empty: Callable[[], _Content]) -> _Content:
-    """Returns what the lists of ``file`` hold, read in blocks, or as a whole where that can't be.
+    """Returns the content of ``file``, read in blocks, or as a whole if that fails.
 
-    What is wrong with the file is said by the latter.
+    Problems of the file are reported by the latter.
     """
     try:
         require_file(file.path)
@@ -173,15 +173,15 @@ def _read(file: _File, empty: Callable[[], _Content]) -> _Content:
 
 
 def _read_blocks(stream: BinaryIO, content: _Content) -> _Content:
-    """Returns ``content`` with what ``stream`` holds.
+    """Returns ``content`` after adding the lists of ``stream``.
 
     Raises:
-        UnsuitedError: its lists can't be read in blocks, or some are missing.
+        UnsuitedError: the lists can't be read in blocks, or some are missing.
     """
     seen, last = set[str](), ""
     for key, block in list_blocks(stream, LISTS):
         if last == "images" != key:
-            content.rows = content.images.finish()  # makes room
+            content.rows = content.images.finish()  # frees memory
         last = key
         seen.add(key)
         if key == "annotations":
@@ -199,7 +199,7 @@ def _read_blocks(stream: BinaryIO, content: _Content) -> _Content:
 
 
 def _load(file: _File) -> dict[str, list[Any]]:
-    """Returns the lists of a COCO file, perhaps without ``annotations``; empty ones where it can't be read."""
+    """Returns the lists of a COCO file, of which ``annotations`` is optional; empty lists if it can't be read."""
     empty: dict[str, list[Any]] = {key: [] for key in LISTS}
     try:
         require_file(file.path)
@@ -254,7 +254,7 @@ def _read_categories(records: list[Any], classes: tuple[str, ...], file: _File) 
 
 
 def _read_keypoints(content: _Content, classes: tuple[str, ...], file: _File) -> KeypointSpec | None:
-    """Returns the keypoints of the categories; None where these have none, which is an error if objects have some."""
+    """Returns the keypoints of the categories; None if they have none, which is an error if objects have keypoints."""
     try:
         spec = read_spec(content.categories, classes)
     except ValueError as error:
@@ -270,7 +270,7 @@ def _read_keypoints(content: _Content, classes: tuple[str, ...], file: _File) ->
 
 
 def _usable_objects(content: _Content, classes: tuple[str, ...], file: _File) -> ObjectArrays:
-    """Returns the objects of images and classes that are there; says of each other annotation what is wrong."""
+    """Returns the objects of known images and classes, and reports the problem of each other annotation."""
     annotations, known = content.annotations, content.images.row_of
     categories = {number: label if isinstance(label, int) else UNUSABLE for number, label in file.labels.items()}
     rows, labels = annotations.find(known, categories, missing=UNLISTED)
@@ -293,17 +293,17 @@ def _usable_objects(content: _Content, classes: tuple[str, ...], file: _File) ->
     for kind, detail, _ in sorted(found, key=itemgetter(2)):
         file.say(kind, detail)
     kept = ~repeated & (rows >= 0) & (labels >= 0)
-    known.clear()  # millions need the room
+    known.clear()  # frees memory, which millions of objects need
     objects = annotations.take(kept, rows, labels, content.rows.ids, content.images.scales)
     file.problems += _area_notes(objects, str(file.path)) + content.images.frames.notes(str(file.path))
     return objects
 
 
 def _area_notes(objects: ObjectArrays, file: str) -> list[Problem]:
-    """Returns a note if most areas can't be those of masks in their boxes; they decide which objects are small."""
+    """Returns a note if most areas can't be mask areas in their boxes, as they decide which objects are small."""
     areas, boxes = objects.areas, objects.boxes
     wrong = list[int]()
-    with np.errstate(all="ignore"):  # boxes may hold any number here; the index checks them later
+    with np.errstate(all="ignore"):  # boxes are not checked yet and may hold any number
         for start in range(0, len(areas), BLOCK):
             own = boxes[start : start + BLOCK]
             filled = areas[start : start + BLOCK] / (own[:, 2:] - own[:, :2]).prod(axis=1)

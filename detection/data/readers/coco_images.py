@@ -1,4 +1,4 @@
-"""The images of a COCO file: their files, sizes and frames."""
+"""Reads the list ``images`` of a COCO file: image files, sizes and coordinate frames."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from detection.files import require_file
 
 __all__ = ["UNUSABLE", "Images"]
 
-UNUSABLE = -1  # instead of an image's row
+UNUSABLE = -1  # in place of an image's row
 
 
 class Images:
-    """The records of the list ``images``, as they are added.
+    """Collects the records of the list ``images``.
 
     Args:
-        path: of the annotation file.
-        folder: of the data set.
+        path: annotation file.
+        folder: folder of the data set.
         below: folder of the images.
-        frames: finds theirs.
+        frames: finds the coordinate frame of each image.
 
     Attributes:
-        row_of: by image id; UNUSABLE where the image can't be used.
-        scales: of the boxes in a row (along x, along y), where it is not 1.
-        problems: of the others.
-        frames: counts what was tolerated.
+        row_of: row by image id; UNUSABLE if the image can't be used.
+        scales: scale (along x, along y) of an image's boxes, by row, where it is not 1.
+        problems: problems of the images that can't be used.
+        frames: counts tolerated differences.
     """
 
     def __init__(self, path: Path, folder: Path, below: Path, frames: Frames) -> None:
@@ -40,7 +40,7 @@ class Images:
         self._file, self._folder, self._below = str(path), str(folder), str(below)
         self._stored, self._meant = files_in(below), Meant(below)
         self._owners, self._sizes = dict[str, int](), dict[tuple[int, int], tuple[int, int]]()
-        self._seen = 0  # records
+        self._seen = 0  # number of records
 
     def add(self, records: Sequence[Any]) -> None:
         for position, record in enumerate(records, start=self._seen):
@@ -60,7 +60,7 @@ class Images:
         self._seen += len(records)
 
     def finish(self) -> ImageArrays:
-        """Returns the images that can be used, and gives up what only further records need."""
+        """Returns the images that can be used, and frees data for adding records."""
         rows, self._rows = self._rows.arrays(), ImageRows()
         self._owners, self._stored = {}, set()
         return rows
@@ -88,7 +88,7 @@ class Images:
             self.scales[row] = frame.scale
         self._rows.paths.append(path)
         self._rows.ids.append(number)
-        self._rows.sizes.append(self._sizes.setdefault(frame.size, frame.size))  # one tuple for all
+        self._rows.sizes.append(self._sizes.setdefault(frame.size, frame.size))  # images of one size share a tuple
         self._rows.apply_exif.append(frame.apply_exif)
 
     def _say(self, kind: str, detail: str) -> None:
@@ -96,7 +96,7 @@ class Images:
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Returns (height, width) of a record; None if it has neither."""
+    """Returns the (height, width) of a record; None if it has neither."""
     if image.get("height") is None and image.get("width") is None:
         return None
     height, width = (whole_number(image.get(key, MISSING), key) for key in ("height", "width"))
@@ -106,6 +106,6 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 def _is_file(path: str) -> bool:
     try:
         require_file(Path(path))
-    except (OSError, ValueError):  # nothing there, or a name that no file can have
+    except (OSError, ValueError):  # no such file, or an impossible name
         return False
     return True

@@ -1,4 +1,4 @@
-"""The keypoints of a COCO file: names and skeleton in its categories, and their places where an image was resized."""
+"""Reads the keypoints of a COCO file: names and skeleton from its categories, and coordinates in resized images."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["read_spec", "scaled"]
 
 
 def read_spec(categories: Sequence[Any], classes: tuple[str, ...]) -> KeypointSpec | None:
-    """Returns the keypoints of those ``categories`` that are ``classes``; None where no such category has any.
+    """Returns the keypoints of the ``categories`` among ``classes``; None if none of them has any.
 
-    Categories without keypoints may stand beside them.
+    Some of the categories may have no keypoints.
 
     Raises:
-        ValueError: names or a skeleton that can't be used, or categories with different keypoints.
+        ValueError: names or skeleton are invalid, or differ between categories.
     """
     first, found = "", None
     for position, record in enumerate(categories):
@@ -41,7 +41,7 @@ def read_spec(categories: Sequence[Any], classes: tuple[str, ...]) -> KeypointSp
 
 
 def scaled(points: Any, scale: tuple[float, float]) -> Any:
-    """Returns COCO's flat list ``points`` after the image was scaled (along x, along y); another value as it is."""
+    """Returns COCO's flat list ``points`` scaled by ``scale`` (along x, along y); other values unchanged."""
     if type(points) is not list or any(type(value) not in (int, float) for value in points):
         return points
     factors = (*scale, None)

@@ -1,7 +1,7 @@
-"""The annotations of a COCO file in columns: 65 bytes an object, where a dict takes a thousand.
+"""Reads the annotations of a COCO file into columns: 65 bytes per object, where a dict takes a thousand.
 
-Most records have numbers where numbers are expected, and are decoded at once. A block of records with another is read
-one by one, which says what is wrong with each.
+Most blocks have numbers where numbers are expected, and are decoded as a whole. The records of any other block are read
+one by one, which finds the problem of each.
 
 Shapes: M objects.
 """
@@ -28,13 +28,13 @@ from detection.data.readers.values import MISSING, FieldError, area, box, flag, 
 
 __all__ = ["Annotations"]
 
-BLOCK = 1 << 18  # objects that are looked at together
+BLOCK = 1 << 18  # objects that are checked together
 UNKNOWN = msgspec.Raw(b"null")
-KEYS = {"masks": "segmentation", "keypoints": "keypoints"}  # field -> where a record has it
+KEYS = {"masks": "segmentation", "keypoints": "keypoints"}  # field -> key of a record
 
 
 class _Annotation(msgspec.Struct, gc=False):
-    """A record as most are."""
+    """A record in the usual form."""
 
     id: int
     image_id: int
@@ -45,20 +45,20 @@ class _Annotation(msgspec.Struct, gc=False):
 
 
 class Annotations:
-    """The records of the list ``annotations``, as they are added.
+    """Collects the records of the list ``annotations``.
 
     Args:
-        fields: of KEYS that are kept, as they are written.
+        fields: fields of KEYS to keep, as JSON.
 
     Attributes:
-        errors: records that can't be used, by their position in the list.
+        errors: errors of records that can't be used, by their position in the list.
     """
 
     def __init__(self, fields: Collection[str] = ()) -> None:
         self.errors = dict[int, str]()
         self._fields = {name: list[msgspec.Raw]() for name in KEYS if name in fields}
         self._decoder = msgspec.json.Decoder(list[_kind(self._fields)])
-        # Arrays of Python's grow where they are, NumPy's would be copied.
+        # Python's arrays grow in place; NumPy's would be copied.
         self._ids, self._images, self._categories = array("q"), array("q"), array("q")
         self._boxes, self._areas, self._ignore = array("d"), array("d"), array("b")
 
@@ -70,10 +70,10 @@ class Annotations:
         return any(bytes(value) not in (b"null", b"[]") for value in self._fields.get(name, ()))
 
     def add(self, block: bytes) -> None:
-        """Adds the records in the JSON text of a list.
+        """Adds the records of a list in JSON.
 
         Raises:
-            UnsuitedError: it is no JSON.
+            UnsuitedError: ``block`` is no JSON.
         """
         try:
             self._add_all(self._decoder.decode(block))
@@ -86,7 +86,7 @@ class Annotations:
             raise UnsuitedError from error
 
     def add_each(self, records: Sequence[Any]) -> None:
-        """Adds ``records``, and those that can't be used to the errors."""
+        """Adds ``records``, or their errors if they can't be used."""
         for record in records:
             try:
                 annotation = mapping(record, "the record")
@@ -136,17 +136,17 @@ class Annotations:
     def find(
         self, rows: Mapping[int, int], labels: Mapping[int, int], *, missing: int
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Returns the ``rows`` (M,) of the annotations' images and the ``labels`` (M,) of their categories.
+        """Returns the rows (M,) of the annotations' images and the labels (M,) of their categories.
 
         Args:
-            rows: by image id.
-            labels: by category id.
-            missing: for an id that is not there.
+            rows: row by image id.
+            labels: label by category id.
+            missing: result for an unknown id.
         """
         return _find(self._images, rows, missing), _find(self._categories, labels, missing)
 
     def repeated(self) -> NDArray[np.bool_]:
-        """Returns which (M,) have the id of one before."""
+        """Returns whether each annotation (M,) repeats the id of an earlier one."""
         ids = np.frombuffer(self._ids, np.int64)
         repeated, in_order = np.zeros(len(ids), dtype=np.bool_), np.sort(ids)
         if (in_order[1:] == in_order[:-1]).any():
@@ -159,7 +159,7 @@ class Annotations:
         return self._ids[row], self._images[row], self._categories[row]
 
     def positions(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns the positions in the list (R,) of the annotations ``rows`` (R,), which are in order."""
+        """Returns the positions (R,) in the list of the annotations ``rows`` (R,), which are sorted."""
         bad = np.array(sorted(self.errors), dtype=np.int64)
         return rows + np.searchsorted(bad - np.arange(len(bad)), rows, side="right")
 
@@ -171,21 +171,21 @@ class Annotations:
         image_ids: NDArray[np.int64],
         scales: Mapping[int, tuple[float, float]],
     ) -> ObjectArrays:
-        """Returns the objects that are ``kept`` (M,) and uses the columns up.
+        """Returns the objects that are ``kept`` (M,) and frees the columns.
 
         Args:
-            kept: which are returned.
-            rows: (M,) of their images.
-            labels: (M,) of theirs.
-            image_ids: by the images' rows.
-            scales: of the boxes in an image's row (along x, along y), where it is not 1.
+            kept: (M,) whether an annotation is returned.
+            rows: (M,) row of each annotation's image.
+            labels: (M,) label of each annotation.
+            image_ids: image id by row.
+            scales: scale (along x, along y) of an image's boxes, by row, where it is not 1.
         """
         ids, areas = _kept(np.frombuffer(self._ids, np.int64), kept), _kept(np.frombuffer(self._areas), kept)
         boxes, ignore = np.frombuffer(self._boxes).reshape(-1, 4), np.frombuffer(self._ignore, np.bool_)
         boxes, ignore, rows, labels = _kept(boxes, kept), _kept(ignore, kept), _kept(rows, kept), _kept(labels, kept)
         places = np.flatnonzero(kept).tolist() if self._fields else []
         fields = {name: [values[row] for row in places] for name, values in self._fields.items()}
-        self._ids, self._images, self._categories = array("q"), array("q"), array("q")  # views hold what is used
+        self._ids, self._images, self._categories = array("q"), array("q"), array("q")  # views keep their memory
         self._boxes, self._areas, self._ignore = array("d"), array("d"), array("b")
         boxes[:, 2:] += boxes[:, :2]
         for row in np.flatnonzero(np.isin(rows, [*scales])).tolist() if scales else ():
@@ -212,14 +212,14 @@ class Annotations:
 
 
 def _kind(fields: Collection[str]) -> type[_Annotation]:
-    """Returns what a record with ``fields`` is decoded as."""
+    """Returns the type of a record with ``fields``."""
     raw = [(KEYS[name], msgspec.Raw, UNKNOWN) for name in fields]
     made: Any = msgspec.defstruct("_Annotation", raw, bases=(_Annotation,), gc=False) if raw else _Annotation
     return made
 
 
 class _Names(Sequence[str]):
-    """Names of annotations, made when they are asked for."""
+    """Names of annotations, made on request."""
 
     def __init__(self, ids: NDArray[np.int64], rows: NDArray[np.int32], image_ids: NDArray[np.int64]) -> None:
         self._ids, self._rows, self._image_ids = ids, rows, image_ids
@@ -232,7 +232,7 @@ class _Names(Sequence[str]):
 
 
 class _Decoded(Sequence[Any]):
-    """JSON values, decoded and, by row and value, changed when they are asked for."""
+    """JSON values that are decoded, and changed depending on row and value, on request."""
 
     def __init__(self, texts: Sequence[msgspec.Raw], change: Callable[[int, Any], Any] | None) -> None:
         self._texts, self._change = texts, change
@@ -246,7 +246,7 @@ class _Decoded(Sequence[Any]):
 
 
 def _find(ids: array[int], known: Mapping[int, int], missing: int) -> NDArray[np.int32]:
-    """Returns what ``known`` maps ``ids`` (M,) to."""
+    """Returns the values (M,) of ``known`` for ``ids`` (M,)."""
     wanted, found = np.frombuffer(ids, np.int64), np.full(len(ids), missing, dtype=np.int32)
     if not known:
         return found
@@ -261,7 +261,7 @@ def _find(ids: array[int], known: Mapping[int, int], missing: int) -> NDArray[np
 
 
 def _kept(column: NDArray[Any], kept: NDArray[np.bool_]) -> NDArray[Any]:
-    """Returns the rows of ``column`` that are ``kept``, moved to its start."""
+    """Moves the rows of ``column`` that are ``kept`` to its start, and returns them."""
     if kept.all():
         return column
     count = 0
@@ -273,7 +273,7 @@ def _kept(column: NDArray[Any], kept: NDArray[np.bool_]) -> NDArray[Any]:
 
 
 def _described(position: int, record: Any, error: FieldError) -> str:
-    """Returns ``error`` of ``record`` behind what identifies it."""
+    """Returns ``error`` after the ids or the position of ``record``."""
     known = record if isinstance(record, dict) else {}
     ids = ", ".join(f"{key} {shown(known[key])}" for key in ("id", "image_id") if key in known)
     repair = ""

@@ -1,6 +1,6 @@
-"""Reads COCO's panoptic annotations: a JSON file of segments, and a PNG of segment numbers for each image.
+"""Reads COCO's panoptic annotations: a JSON file of segments, and a PNG of segment numbers per image.
 
-Objects come from a file of instances, which overlap and have exact outlines, or else from the segments of things.
+Objects come from a file of instances, which may overlap and have exact outlines, or else from the segments of things.
 
 Source: the COCO panoptic format, cocodataset.org and panopticapi.
 """
@@ -56,7 +56,7 @@ class _Class:
 
 @dataclass(slots=True)
 class _Segment:
-    """An entry of segments_info; ``box`` and ``area`` are its own words."""
+    """An entry of segments_info; ``box`` and ``area`` are unchecked."""
 
     id: int
     label: int
@@ -66,7 +66,7 @@ class _Segment:
 
 @dataclass(slots=True)
 class _File:
-    """A panoptic file as it is read: where it is, and what was found in it so far."""
+    """A panoptic file while it is read: its place, and the results so far."""
 
     path: Path
     folder: Path  # of the data set
@@ -87,13 +87,13 @@ def read_coco_panoptic(
     fields: Collection[str] = (),
     label_maps: bool = False,
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """Returns the index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
+    """Returns the index of the split ``entry`` of the data set at ``folder``, and its problems.
 
-    Its objects are of the things among ``classes``, its label maps, where they are asked for, of all, things first.
-    The PNGs are read with the images; only masks that come from the segments need them here.
+    The index has the objects of the things among ``classes``, and on request label maps of all classes, things first.
+    PNGs are read later, with the images, unless masks are made from the segments.
 
     Raises:
-        ValueError: ``entry`` is no description of a panoptic split.
+        ValueError: ``entry`` does not describe a panoptic split.
     """
     split = build_dataclass(PanopticSplit, entry)
     file = _File(folder / split.panoptic, folder, folder / split.segments)
@@ -135,10 +135,10 @@ def read_coco_panoptic(
 
 
 def coco_panoptic_classes(folder: Path, entry: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the names of the categories of the split ``entry``: things by their ids, then stuff.
+    """Returns the category names of the split ``entry``: things sorted by id, then stuff.
 
     Raises:
-        ValueError: ``entry`` is no description of a panoptic split.
+        ValueError: ``entry`` does not describe a panoptic split.
     """
     split = build_dataclass(PanopticSplit, entry)
     file = _File(folder / split.panoptic, folder, folder / split.segments)
@@ -147,7 +147,7 @@ def coco_panoptic_classes(folder: Path, entry: dict[str, Any]) -> tuple[str, ...
 
 
 def _load(file: _File) -> dict[str, list[Any]]:
-    """Returns the lists of a panoptic file; empty ones where it can't be read."""
+    """Returns the lists of a panoptic file; empty lists if it can't be read."""
     try:
         require_file(file.path)
         content = json.loads(file.path.read_bytes())
@@ -195,15 +195,15 @@ def _read_segments(
     classes: tuple[str, ...],
     file: _File,
 ) -> dict[int, tuple[str, list[_Segment]]]:
-    """Returns the PNG and the segments of each row of the images that has some.
+    """Returns the PNG and the segments of each image that has some, by row.
 
     Args:
         records: the list ``annotations``.
-        row_of: by image id; UNUSABLE where the image can't be used.
-        labels: by category id.
-        names: of all categories, by id.
-        classes: of the labels.
-        file: hears what is wrong.
+        row_of: row by image id; UNUSABLE if the image can't be used.
+        labels: label by category id.
+        names: name of every category, by id.
+        classes: names of the labels.
+        file: collects problems.
     """
     found, stored = dict[int, tuple[str, list[_Segment]]](), files_in(file.segments)
     for position, record in enumerate(records):
@@ -272,7 +272,7 @@ def _label_maps(
     labels: Mapping[int, int],
     num_things: int,
 ) -> LabelMaps:
-    """Returns the label maps of the images; one without segments is void."""
+    """Returns the label maps of the images; an image without segments is void."""
     known = [segments.get(row, ("", [])) for row in range(num_images)]
     packed = [json.dumps([[own.id, own.label, own.crowd] for own in found]) for _, found in known]
     return LabelMaps(

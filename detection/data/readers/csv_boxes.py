@@ -1,7 +1,7 @@
-"""Reads a table of boxes: a CSV with a box a row, in pixels.
+"""Reads a table of boxes: a CSV with one box per row, in pixels.
 
-The columns of a plain CSV go by their usual names; without a header they are path, x1, y1, x2, y2, class, as
-keras-retinanet has them.  A row without a box names an image without objects.
+Columns are found by their usual names; without a header they are path, x1, y1, x2, y2, class, as in keras-retinanet.  A
+row without a box is an image without objects.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from detection.data.readers.values import FieldError, number, whole_number
 
 __all__ = ["Row", "TableSplit", "class_of", "collect", "lines_of", "parse_csv", "table_columns"]
 
-# What a column is -> the names that tools give it, in lower case
+# Column -> its names in other tools, in lower case
 COLUMNS = {
     "image": ("filename", "file_name", "image", "image_path", "image_id", "imageid", "path", "file", "img", "name"),
     "class": ("class", "label", "class_name", "classname", "category", "label_name", "labelname"),
@@ -45,14 +45,14 @@ class TableSplit:
     """A split as a card describes it; paths are below the data set's folder."""
 
     annotations: str
-    images: str = "."  # the folder that holds them, perhaps in subfolders
+    images: str = "."  # folder of the images, which may be in subfolders
 
 
 def parse_csv(folder: Path, entry: dict[str, Any], classes: tuple[str, ...]) -> Labels:
-    """Returns the labels of the split ``entry``: the images that its rows name.
+    """Returns the labels of the split ``entry``, with the images of its rows.
 
     Raises:
-        ValueError: ``entry`` is no description of such a split.
+        ValueError: ``entry`` does not describe such a split.
     """
     split = build_dataclass(TableSplit, entry)
     file, labels = folder / split.annotations, Labels()
@@ -62,7 +62,7 @@ def parse_csv(folder: Path, entry: dict[str, Any], classes: tuple[str, ...]) -> 
 
 
 def table_columns(header: Sequence[str]) -> dict[str, int] | None:
-    """Returns what is in which column of a CSV with this first line; None if it is no header of a table of boxes."""
+    """Returns the positions of the columns in a CSV's ``header``; None if it is not the header of a table of boxes."""
     titles = [title.strip().lower() for title in header]
     found = {kind: titles.index(name) for kind, known in COLUMNS.items() for name in reversed(known) if name in titles}
     if (
@@ -76,7 +76,7 @@ def table_columns(header: Sequence[str]) -> dict[str, int] | None:
 
 
 def lines_of(file: Path, labels: Labels) -> list[list[str]]:
-    """Returns the cells of each line of ``file`` that is not blank; none where it can't be read."""
+    """Returns the cells of each line of ``file`` that is not blank; an empty list if it can't be read."""
     try:
         text = file.read_text(encoding="utf-8-sig")
         first = text.partition("\n")[0]
@@ -88,7 +88,7 @@ def lines_of(file: Path, labels: Labels) -> list[list[str]]:
 
 
 def _plain_rows(file: Path, labels: Labels) -> list[Row]:
-    """Returns the rows by what their columns are."""
+    """Returns the rows as mappings from column to cell."""
     lines = lines_of(file, labels)
     if not lines:
         return []
@@ -112,15 +112,15 @@ def collect(
     *,
     fractions: bool,
 ) -> None:
-    """Adds to ``labels`` the images of ``rows``, each with the objects that ``read`` makes of its rows.
+    """Adds the images of ``rows`` to ``labels``, each with the objects that ``read`` makes from its rows.
 
     Args:
-        rows: cells by the name of their column.
-        key: the column that names the image.
-        read: makes an object of a row and what it is called; None of a row without one.
-        file: of the rows.
-        files: the images.
-        labels: takes images and problems.
+        rows: cells by column name.
+        key: column with the image.
+        read: makes an object from a row and its name in messages; None for a row without an object.
+        file: file of the rows.
+        files: the image files.
+        labels: receives images and problems.
         fractions: whether boxes are in fractions of the image, not in pixels.
     """
     objects, sizes = dict[str, list[LabelledObject]](), dict[str, tuple[int, int] | None]()
@@ -157,7 +157,7 @@ def class_of(name: str) -> str:
     """Returns ``name``, the class of an object.
 
     Raises:
-        FieldError: it is empty.
+        FieldError: ``name`` is empty.
     """
     if not name:
         raise FieldError("class", name, "a class")

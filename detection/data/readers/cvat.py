@@ -1,4 +1,4 @@
-"""Reads CVAT's XML for images (CVAT for images 1.1): one file with all images, shapes in pixels.
+"""Reads CVAT's XML for images (CVAT for images 1.1): one file for all images, with shapes in pixels.
 
 Source: CVAT's documentation of its XML annotation format.
 """
@@ -28,15 +28,15 @@ class CVATSplit:
     """A split as a card describes it; paths are below the data set's folder."""
 
     annotations: str
-    images: str = "."  # the folder that holds them, perhaps in subfolders
+    images: str = "."  # folder of the images, which may be in subfolders
     subset: str | None = None  # only the images of this subset of the project; null: all
 
 
 def parse_cvat(folder: Path, entry: dict[str, Any], classes: tuple[str, ...]) -> Labels:
-    """Returns the labels of the split ``entry``; an image that the file names without a shape has no object.
+    """Returns the labels of the split ``entry``; an image without shapes has no objects.
 
     Raises:
-        ValueError: ``entry`` is no description of such a split.
+        ValueError: ``entry`` does not describe such a split.
     """
     split = build_dataclass(CVATSplit, entry)
     file, labels = folder / split.annotations, Labels()
@@ -58,8 +58,8 @@ def read_root(file: Path) -> ElementTree.Element:
     """Returns the root of the XML ``file``.
 
     Raises:
-        ValueError: it is not CVAT's, or holds a video's tracks.
-        ElementTree.ParseError, OSError, LookupError: it can't be read.
+        ValueError: the file is not CVAT's, or holds a video's tracks.
+        ElementTree.ParseError, OSError, LookupError: the file can't be read.
     """
     root = ElementTree.fromstring(file.read_bytes())
     if root.tag != "annotations":
@@ -103,7 +103,7 @@ def _objects(node: ElementTree.Element, where: str, file: Path, labels: Labels) 
 
 
 def _outline(shape: ElementTree.Element) -> tuple[Box, Any]:
-    """Returns box and mask of a shape; a mask that is painted gives its box alone."""
+    """Returns the box and the mask of a shape; a painted mask gives only its box."""
     if shape.tag == "polygon":
         points = [_pair(text) for text in shape.get("points", "").split(";") if text]
         if len(points) < 3:
@@ -121,7 +121,7 @@ def _outline(shape: ElementTree.Element) -> tuple[Box, Any]:
 
 
 def _turned(box: Box, angle: float) -> Box:
-    """Returns the box around ``box`` turned about its centre."""
+    """Returns the bounding box of ``box`` turned about its centre."""
     x, y, half_width, half_height = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, *_halves(box)
     cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
     width, height = cosine * half_width + sine * half_height, sine * half_width + cosine * half_height

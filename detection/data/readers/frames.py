@@ -1,4 +1,4 @@
-"""Decides in which frame the boxes of an image are: its size, whether it is turned, and by what boxes are scaled."""
+"""Finds the coordinate frame of an image's boxes: its size, its orientation, and the scale of the boxes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["Exif", "Frame", "Frames", "OtherSize"]
 Exif = Literal["apply", "ignore", "by_size"]
 OtherSize = Literal["error", "scale"]
 
-# Rounding of a resized picture's sides; another picture has other proportions.
+# Rounding of a resized image's sides; a larger difference of aspect ratios means another image.
 PROPORTIONS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The frame of one image.
+    """The coordinate frame of one image.
 
     Attributes:
         size: (height, width) of the pixels that are read.
-        apply_exif: whether the image is turned as its EXIF tag says.
-        scale: of boxes (along x, along y) from the annotation's size to ``size``.
+        apply_exif: whether the orientation tag is applied.
+        scale: scale of boxes (along x, along y) from the annotation's size to ``size``.
     """
 
     size: tuple[int, int]
@@ -33,13 +33,13 @@ class Frame:
 
 
 class Frames:
-    """Finds frames under the tolerances of a card, and counts where they were needed.
+    """Finds coordinate frames with the tolerances of a card, and counts their uses.
 
-    Only a tolerance, or an annotation without a size, opens the image's header; ``opened`` counts these.
+    An image's header is opened only for a tolerance or for an annotation without a size; ``opened`` counts these.
 
     Args:
-        exif: turn images by their tag, or not, or as the annotated size says.
-        other_size: what happens where the image has another resolution than its annotation.
+        exif: whether images are turned by their tag, never, or to fit the annotated size.
+        other_size: treatment of an image whose resolution differs from its annotation.
     """
 
     def __init__(self, exif: Exif, other_size: OtherSize) -> None:
@@ -47,14 +47,14 @@ class Frames:
         self.unturned, self.scaled, self.opened = 0, 0, 0
 
     def find(self, path: str, annotated: tuple[int, int] | None) -> Frame:
-        """Returns the frame of the image at ``path``.
+        """Returns the coordinate frame of the image at ``path``.
 
         Args:
-            path: of the image.
-            annotated: (height, width) by its annotation; None if it has none.
+            path: image file.
+            annotated: (height, width) of the annotation; None if it has none.
 
         Raises:
-            ValueError: a side below 1, too many pixels, or an image that is needed and can't be read.
+            ValueError: a side is below 1, there are too many pixels, or the image has to be read and can't be.
         """
         apply = self._exif != "ignore"
         if annotated is None:
@@ -78,10 +78,10 @@ class Frames:
         if self._other_size == "scale" and abs(scale[0] / scale[1] - 1) <= PROPORTIONS:
             self.scaled += 1
             return Frame(size, apply, scale)
-        return Frame(annotated, apply)  # reading the pixels says what is wrong
+        return Frame(annotated, apply)  # reading the pixels reports the problem
 
     def notes(self, source: str) -> list[Problem]:
-        """Returns the counts of what was tolerated in ``source``."""
+        """Returns notes with the counts of tolerated differences in ``source``."""
         counts = {
             "image not turned by its EXIF tag, as its annotated size says": self.unturned,
             "boxes scaled to an image of another resolution": self.scaled,

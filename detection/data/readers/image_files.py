@@ -1,4 +1,4 @@
-"""Finds the image that a label file means: labels come from other machines, with paths that held there."""
+"""Finds the image of a label file whose paths are from another machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ImageFiles:
     """The image files below a folder, found by the end of their path.
 
     Args:
-        folder: whose subfolders are searched too.
+        folder: searched with its subfolders.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,9 +29,9 @@ class ImageFiles:
             self._by_stem.setdefault(relative.stem.casefold(), []).append(relative)
 
     def find(self, name: str) -> Path | None:
-        """Returns the file whose path shares the longest end with ``name``; None if there is none, or two alike.
+        """Returns the file whose path shares the longest end with ``name``; None if there is none, or a tie.
 
-        A name without a suffix, or with another one, finds the image of that stem.
+        A name without a suffix, or with another suffix, finds the image with that stem.
         """
         wanted = plain_name(name)
         found = self._by_name.get(wanted.name.casefold())
@@ -45,7 +45,7 @@ class ImageFiles:
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """Yields the image files in ``folder`` and its subfolders, sorted, without hidden ones ("._photo.jpg" of macOS)."""
+    """Yields the image files in ``folder`` and its subfolders, sorted, without hidden ones (macOS's "._photo.jpg")."""
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         for name in sorted(names):
@@ -54,12 +54,12 @@ def images_below(folder: Path) -> Iterator[Path]:
 
 
 def plain_name(name: str) -> PurePosixPath:
-    """Returns the path ``name`` of another machine with "/" between its parts, without escapes of an address."""
+    """Returns the path ``name`` of another machine with "/" as separator and without URL escapes."""
     return PurePosixPath(unquote(name).replace("\\", "/").rpartition("?d=")[2].strip())
 
 
 def _shared_parts(path: PurePosixPath, wanted: PurePosixPath) -> int:
-    """Counts the last folders of two paths that are the same."""
+    """Returns the number of last folders that two paths share."""
     pairs = zip(reversed(path.parts[:-1]), reversed(wanted.parts[:-1]), strict=False)
     count = 0
     for one, other in pairs:

@@ -1,8 +1,8 @@
-"""Reads a classification set: one folder per class with its images below it, as torchvision's ImageFolder.
+"""Reads a classification set: one folder of images per class, as torchvision's ImageFolder.
 
-Or one folder of images and a text file of their classes, as the validation images of Tiny-ImageNet.
+Alternatively one folder of images and a text file of their classes, as the validation images of Tiny-ImageNet.
 
-Every image gets one object, the whole of it, so that all that knows images and objects knows these too.
+Every image gets one object, the whole image, so that code for detection sets also works on these.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from detection.data.readers.frames import Exif
 
 __all__ = ["ImageFolderSplit", "read_image_folder"]
 
-READERS = 16  # threads; a header is a wait for the disk
+READERS = 16  # threads; reading a header waits for the disk
 SUFFIXES = (*IMAGE_SUFFIXES, ".ppm", ".pgm")  # those of torchvision's ImageFolder
 
 
@@ -31,8 +31,8 @@ SUFFIXES = (*IMAGE_SUFFIXES, ".ppm", ".pgm")  # those of torchvision's ImageFold
 class ImageFolderSplit:
     """A split as a card describes it."""
 
-    folder: str  # below the data set's; holds a folder for each class
-    # A text file below the data set's folder, with an image of ``folder`` and its class a line, and perhaps more.
+    folder: str  # below the data set's folder; has a folder for each class
+    # A text file below the data set's folder; each line has an image of ``folder``, its class and optional columns.
     labels: str | None = None
 
     def __post_init__(self) -> None:
@@ -45,11 +45,11 @@ def read_image_folder(
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """Returns the index of the split ``entry`` of the data set at ``folder``, by class and file name, and its problems.
 
-    ``classes`` are the names of the folders; if there are none, every folder is a class, in alphabetical order.
+    ``classes`` are the names of the folders; if empty, every folder is a class, in alphabetical order.
 
     Raises:
-        ValueError: ``entry`` is no description of such a split, no classes are given and there is no folder, or a
-            class has a name that no folder can have.
+        ValueError: ``entry`` does not describe such a split, there are neither classes nor folders, or a class name is
+            impossible for a folder.
     """
     split = build_dataclass(ImageFolderSplit, entry)
     root = folder / split.folder
@@ -61,7 +61,7 @@ def read_image_folder(
 
 
 def _sorted(root: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...], list[Problem], list[Path], list[int]]:
-    """Returns classes, problems, files and their labels of a folder of a folder for each class."""
+    """Returns the classes, problems, files and labels of a folder with one folder per class."""
     found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     classes = classes or tuple(found)
     if not classes:
@@ -77,7 +77,7 @@ def _sorted(root: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...], list
     files, labels = list[Path](), list[int]()
     for label, name in enumerate(classes):
         below = (Path(folder, file) for folder, _, names in os.walk(root / name, followlinks=True) for file in names)
-        own = sorted(path for path in below if path.suffix.lower() in SUFFIXES and path.is_file())  # not a pipe
+        own = sorted(path for path in below if path.suffix.lower() in SUFFIXES and path.is_file())  # no pipes
         if not own:
             problems.append(Problem("error", "class without an image", str(root / name), repr(name)))
         files += own
@@ -88,7 +88,7 @@ def _sorted(root: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...], list
 def _listed(
     root: Path, file: Path, classes: tuple[str, ...]
 ) -> tuple[tuple[str, ...], list[Problem], list[Path], list[int]]:
-    """Returns classes, problems, files and their labels of a folder of images whose classes ``file`` lists."""
+    """Returns the classes, problems, files and labels of a folder of images whose classes ``file`` lists."""
     try:
         lines = [line.split() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
@@ -114,7 +114,7 @@ def _listed(
 def _index(
     files: list[Path], labels: list[int], classes: tuple[str, ...], problems: list[Problem], *, apply_exif: bool
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """Returns the index of ``files``, each with one object of its label, and ``problems`` with those of the files."""
+    """Returns the index of ``files``, each with one object of its label, and all problems, earlier ones included."""
     images, objects = ImageRows(), ObjectRows()
     for path, label, size in zip(files, labels, _sizes(files, apply_exif=apply_exif), strict=True):
         if isinstance(size, ValueError):
@@ -143,7 +143,7 @@ def _index(
 
 
 def _sizes(files: list[Path], *, apply_exif: bool) -> Iterable[tuple[int, int] | ValueError]:
-    """Returns (height, width) of every file, or what is wrong with it."""
+    """Returns the (height, width) of every file, or its error."""
 
     def read(path: Path) -> tuple[int, int] | ValueError:
         try:

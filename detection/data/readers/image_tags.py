@@ -1,6 +1,6 @@
-"""Reads a table of tags: a CSV with an image a row, and its classes as words of one column.
+"""Reads a table of tags: a CSV with one image per row, and its classes as words of one column.
 
-Every tag becomes an object, the whole image, so that all that knows images and objects knows these too.
+Every tag becomes an object, the whole image, so that code for detection sets also works on these.
 
 Source: the layout of "Planet: Understanding the Amazon from Space" (train_v2.csv: image_name,tags).
 """
@@ -28,10 +28,10 @@ class TagsSplit:
 
 
 def parse_tags(folder: Path, entry: dict[str, Any], classes: tuple[str, ...]) -> Labels:
-    """Returns the labels of the split ``entry``: the images that its rows name.
+    """Returns the labels of the split ``entry``, with the images of its rows.
 
     Raises:
-        ValueError: ``entry`` is no description of such a split.
+        ValueError: ``entry`` does not describe such a split.
     """
     split = build_dataclass(TagsSplit, entry)
     file, labels = folder / split.tags, Labels()

@@ -1,7 +1,7 @@
 """Reads the lists of a JSON object in blocks, so that a file of gigabytes never lies in memory as objects.
 
-A block ends where a record seems to.  Where it does not, as within a list of objects inside a record, the block is no
-JSON, since its brackets don't close; whoever decodes it finds out and reads the file as a whole.
+A block ends at an apparent end of a record.  If that is not one, as within a list of objects inside a record, the block
+is no valid JSON, since its brackets don't close.  Decoding then fails, and the caller reads the file as a whole.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import msgspec
 __all__ = ["UnsuitedError", "decoded", "list_blocks"]
 
 BLOCK = 1 << 23  # bytes
-TAIL = 1 << 16  # bytes at the end of a block in which a record is expected to end
+TAIL = 1 << 16  # bytes at the end of a block in which the end of a record is searched
 SPACE = b" \t\n\r"
 BETWEEN = re.compile(rb"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")
 END = re.compile(rb"\}[ \t\n\r]*\]")
 
 
 class UnsuitedError(ValueError):
-    """A file that can't be read in blocks, or is no JSON; ``json.load`` knows which."""
+    """A file that can't be read in blocks, or is no JSON; ``json.load`` tells which."""
 
 
 def list_blocks(stream: BinaryIO, keys: Collection[str], *, size: int = BLOCK) -> Iterator[tuple[str, bytes]]:
     """Yields the lists of objects under ``keys`` of a JSON object, in the file's order and in blocks.
 
     Args:
-        stream: of the file.
-        keys: of the lists; other values are skipped.
-        size: of a block, bytes, unless a record is longer.
+        stream: the open file.
+        keys: keys of the lists; other values are skipped.
+        size: bytes of a block, unless a record is longer.
 
     Yields:
-        A key and some of its list's records, as the text of a list; of an empty list, one of none.
+        A key and some of its list's records, as the JSON text of a list; an empty list for an empty list.
 
     Raises:
-        UnsuitedError: the file is no such object, or its lists' ends are not found.
+        UnsuitedError: the file is no such object, or the end of a list is not found.
     """
     window, seen = _Window(stream, size), set[str]()
     window.take(b"{")
@@ -61,10 +61,10 @@ def list_blocks(stream: BinaryIO, keys: Collection[str], *, size: int = BLOCK) -
 
 
 def decoded(block: bytes) -> list[Any]:
-    """Returns the records of a block as ``json.loads`` gives them.
+    """Returns the records of a block, equal to those of ``json.loads``.
 
     Raises:
-        UnsuitedError: it is no JSON, or has a number or a text that only Python's decoder takes.
+        UnsuitedError: the block is no JSON, or has a number or a text that only Python's decoder accepts.
     """
     try:
         return msgspec.json.decode(block)
@@ -73,13 +73,13 @@ def decoded(block: bytes) -> list[Any]:
 
 
 class _Window:
-    """The part of a stream that is looked at."""
+    """The part of a stream that is in memory."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream, self._size, self._data, self._at = stream, size, b"", 0
 
     def next(self) -> bytes:
-        """Returns the next byte that is no space; nothing at the end of the file."""
+        """Returns the next byte that is no space; an empty result at the end of the file."""
         while True:
             while self._at < len(self._data):
                 if self._data[self._at] not in SPACE:
@@ -94,7 +94,7 @@ class _Window:
         self._at += 1
 
     def value(self) -> object:
-        """Returns the value that comes next."""
+        """Returns the next value."""
         self.next()
         size = TAIL
         while True:
@@ -106,7 +106,7 @@ class _Window:
                 if not more:
                     raise UnsuitedError from error
             else:
-                if end < len(text):  # else a number may go on
+                if end < len(text):  # otherwise a number may continue
                     self._at += len(text[:end].encode(errors="surrogateescape"))
                     return value
                 if not more:
@@ -114,7 +114,7 @@ class _Window:
             size *= 2
 
     def list_blocks(self) -> Iterator[bytes]:
-        """Yields the records of the list that comes next."""
+        """Yields the records of the next list."""
         self.take(b"[")
         if self.next() == b"]":
             self._at += 1
@@ -143,7 +143,7 @@ class _Window:
             size *= 2
 
     def _fill(self, size: int) -> bool:
-        """Makes ``size`` bytes visible; returns whether there are as many."""
+        """Reads until ``size`` bytes are in memory; returns whether there are as many."""
         if len(self._data) - self._at < size:
             rest = self._data[self._at :]
             self._data, self._at = rest + self._stream.read(max(size, self._size) - len(rest)), 0

@@ -1,7 +1,7 @@
-"""Reads label images: for each picture an image of one value a pixel, grey or palette, that says its class.
+"""Reads label images: a grey or palette image per picture, whose values give the class of each pixel.
 
-So come PASCAL VOC's classes (SegmentationClass), Cityscapes' labelIds, COCO-stuff's pixel maps, ADE20K, and what most
-tools export as masks.  A card says what the values mean.
+This is the format of PASCAL VOC's classes (SegmentationClass), Cityscapes' labelIds, COCO-stuff's pixel maps, ADE20K
+and the masks that most tools export.  A card maps the values to classes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from detection.data.readers.image_files import images_below
 
 __all__ = ["LabelImagesSplit", "read_label_images"]
 
-MAX_SHOWN = 4  # images without a label image that a picture of the finding has
+MAX_SHOWN = 4  # images without a label image that are shown
 
 
 @checked
@@ -33,9 +33,9 @@ class LabelImagesSplit:
 
     images: str  # folder; its subfolders are searched too
     labels: str | None = None  # folder with the same subfolders; null: images without ground truth
-    list: str | None = None  # a text file with an image a line, by its path below ``images`` or its name; null: all
-    image_suffix: str = ""  # how names of images end, such as _leftImg8bit.png; empty: as those of images do
-    label_suffix: str = ".png"  # what a label image has instead
+    list: str | None = None  # text file with one image per line, by its path below ``images`` or its name; null: all
+    image_suffix: str = ""  # end of image names, such as _leftImg8bit.png; empty: any image suffix
+    label_suffix: str = ".png"  # end of label image names in its place
 
 
 def read_label_images(
@@ -49,20 +49,20 @@ def read_label_images(
     label_maps: bool = False,
     source: str = "",
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """Returns the index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
+    """Returns the index of the split ``entry`` of the data set at ``folder``, and its problems.
 
     Args:
-        folder: of the data set.
-        entry: of the split in the card.
+        folder: folder of the data set.
+        entry: entry of the split in the card.
         classes: K names of the card.
-        values: value of a pixel -> label, or VOID.
-        exif: how images are turned.
-        drop_images: leave out images that can't be read; else they are errors.
-        label_maps: the index has the label images; else it has images alone.
-        source: where the data come from, for a message.
+        values: pixel value -> label, or VOID.
+        exif: use of orientation tags.
+        drop_images: leave out unreadable images; else they are errors.
+        label_maps: include the label images; else the index has only images.
+        source: origin of the data, for a message.
 
     Raises:
-        ValueError: ``entry`` is no description of such a split, or a folder of it is missing.
+        ValueError: ``entry`` does not describe such a split, or one of its folders is missing.
     """
     split = build_dataclass(LabelImagesSplit, entry)
     for name in filter(None, (split.images, split.labels)):
@@ -115,7 +115,7 @@ def _unlabelled(missing: Mapping[str, str]) -> list[Problem]:
 
 
 def _chosen(folder: Path, split: LabelImagesSplit, problems: list[Problem]) -> Iterator[tuple[str, Path]]:
-    """Yields the images of ``split``, each with its path below their folder without its suffix."""
+    """Yields the images of ``split``, each with its path below the folder of images, without suffix."""
     above = folder / split.images
     found = {key: path for path in images_below(above) if (key := _key(path, above, split)) is not None}
     if split.list is None:
@@ -149,7 +149,7 @@ def _known(name: str, split: LabelImagesSplit, found: Mapping[str, Path], by_nam
 
 
 def _key(path: Path, above: Path, split: LabelImagesSplit) -> str | None:
-    """Returns the path of an image below ``above`` without its suffix; None for another file, such as a label."""
+    """Returns the path of an image below ``above`` without suffix; None for other files, such as labels."""
     relative = path.relative_to(above).as_posix()
     if split.image_suffix:
         return relative.removesuffix(split.image_suffix) if relative.endswith(split.image_suffix) else None

@@ -1,8 +1,8 @@
 """Reads Label Studio's JSON and JSON-MIN: one file with a list of tasks, shapes in percent of the image.
 
-A task of JSON-MIN has the results under the names that the labelling interface gave them; one of JSON has them in
-``annotations``, of which the first that was not cancelled counts.  Source: Label Studio's documentation of its export
-formats and of the units of its results.
+A JSON-MIN task has its results under the names of the labelling interface.  A JSON task has them in ``annotations``, of
+which the first that was not cancelled is used.  Source: Label Studio's documentation of its export formats and of the
+units of its results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["LabelStudioSplit", "image_of", "parse_label_studio"]
 
 CLASS_KEYS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
 WITHOUT_BOX = ("keypointlabels", "brushlabels", "choices", "text")
-UPLOADED = re.compile(r"[0-9a-f]{8}-")  # which Label Studio puts before the name of a file
+UPLOADED = re.compile(r"[0-9a-f]{8}-")  # prefix that Label Studio adds to file names
 
 
 @checked
@@ -33,14 +33,14 @@ class LabelStudioSplit:
     """A split as a card describes it; paths are below the data set's folder."""
 
     annotations: str
-    images: str = "."  # the folder that holds them, perhaps in subfolders
+    images: str = "."  # folder of the images, which may be in subfolders
 
 
 def parse_label_studio(folder: Path, entry: dict[str, Any], classes: tuple[str, ...]) -> Labels:
     """Returns the labels of the split ``entry``.
 
     Raises:
-        ValueError: ``entry`` is no description of such a split.
+        ValueError: ``entry`` does not describe such a split.
     """
     split = build_dataclass(LabelStudioSplit, entry)
     file, labels = folder / split.annotations, Labels()
@@ -59,7 +59,7 @@ def parse_label_studio(folder: Path, entry: dict[str, Any], classes: tuple[str, 
 
 
 def image_of(task: Any) -> str | None:
-    """Returns the name of the image of ``task``; None if it names none."""
+    """Returns the image name of ``task``; None if it has none."""
     if not isinstance(task, Mapping):
         return None
     values = task["data"].values() if isinstance(task.get("data"), Mapping) else task.values()
@@ -97,7 +97,7 @@ def _results(task: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _objects(result: Mapping[str, Any], where: str, file: Path, labels: Labels) -> Iterator[LabelledObject]:
-    """Yields an object for each class that ``result`` has, mostly one."""
+    """Yields an object for each class of ``result``, which usually has one."""
     value = {**result, **value} if isinstance(value := result.get("value"), Mapping) else result
     names = next((value[key] for key in CLASS_KEYS if isinstance(value.get(key), list)), None)
     if names is None or not ("points" in value or "x" in value):
@@ -129,7 +129,7 @@ def _outline(value: Mapping[str, Any]) -> tuple[Box, Any]:
 
 
 def _turned(box: Box, angle: float, sides: tuple[float, ...]) -> Box:
-    """Returns the box around a rectangle that is turned clockwise about its first corner, where pixels are square."""
+    """Returns the bounding box of a rectangle turned clockwise about its first corner, in square pixels."""
     x, y, width, height = box
     across, down = width * sides[0], height * sides[1]
     corners = ((0.0, 0.0), (across, 0.0), (0.0, down), (across, down))

@@ -1,7 +1,7 @@
-"""Images with named objects, as most label formats hold them, and the one way from these to an AnnotationIndex.
+"""Converts images with named objects, the content of most label formats, to an AnnotationIndex.
 
-A format's own file parses its labels into ``Labels``; everything after that is here: classes, frames, fractions of the
-image turned into pixels, problems.
+Each format has a file that parses its labels to ``Labels``.  All further steps are here: classes, coordinate frames,
+conversion of fractions of the image to pixels, problems.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class LabelledObject:
     """One object; box and polygons are in pixels of the annotated image, or in fractions of it.
 
     Attributes:
-        name: of the class, as the files have it.
-        box: of the object.
-        where: what the file calls it, for messages.
-        ignore: neither trained on nor judged.
-        mask: polygons, or a run-length code of COCO's kind; None: no mask.
+        name: class name in the files.
+        box: box of the object.
+        where: name of the object in the file, for messages.
+        ignore: whether the object is used neither in training nor in evaluation.
+        mask: polygons, or COCO's run-length code; None: no mask.
     """
 
     name: str
@@ -46,11 +46,11 @@ class LabelledImage:
     """One image.
 
     Attributes:
-        path: of the image.
-        file: that holds its labels.
-        size: (height, width) as annotated; None: the file does not say.
-        objects: in it.
-        fractions: boxes and polygons are in fractions of the image's sides, 0 to 1, and not in pixels.
+        path: image file.
+        file: label file.
+        size: annotated (height, width); None if the file has none.
+        objects: objects of the image.
+        fractions: whether boxes and polygons are in fractions 0..1 of the image's sides, not in pixels.
     """
 
     path: Path
@@ -62,12 +62,12 @@ class LabelledImage:
 
 @dataclass(slots=True)
 class Labels:
-    """Holds what a parser found.
+    """The result of a parser.
 
     Attributes:
-        images: in the order of the files.
-        declared: class names that the files list, in their order; they may list none.
-        problems: what is wrong.
+        images: images in the order of the files.
+        declared: class names that the files list, in their order; may be empty.
+        problems: problems of the files.
     """
 
     images: list[LabelledImage] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Labels:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The declared class names, then others that objects have, sorted."""
+        """The declared class names, then other class names of objects, sorted."""
         used = {item.name for image in self.images for item in image.objects}
         return (*self.declared, *sorted(used - set(self.declared)))
 
@@ -85,7 +85,7 @@ class Labels:
         self.problems.append(Problem("error", kind, str(file), detail))
 
     def drop(self, kind: str, file: Path | str, detail: str, count: int = 1) -> None:
-        """Adds a problem of what is left out."""
+        """Adds a problem of something that is left out."""
         self.problems.append(Problem("dropped", kind, str(file), detail, count))
 
 
@@ -105,21 +105,21 @@ def read_labelled(
     fields: Collection[str] = (),
     drop_images: bool = False,
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """Returns the index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
+    """Returns the index of the split ``entry`` of the data set at ``folder``, and its problems.
 
     Args:
-        parse: of the format.
-        folder: of the data set.
-        entry: of the split in the card.
+        parse: parser of the format.
+        folder: folder of the data set.
+        entry: entry of the split in the card.
         classes: K names of the card.
-        drop: leave out boxes that can't be used; else they are errors.
-        exif: how images are turned.
-        other_size: what happens where an image has another resolution than annotated.
-        fields: read with the boxes, such as "masks".
-        drop_images: leave out images that can't be read; else they are errors.
+        drop: leave out unusable boxes; else they are errors.
+        exif: use of orientation tags.
+        other_size: treatment of an image whose resolution differs from its annotation.
+        fields: fields to read with the boxes, such as "masks".
+        drop_images: leave out unreadable images; else they are errors.
 
     Raises:
-        ValueError: ``entry`` is no description of such a split.
+        ValueError: ``entry`` does not describe such a split.
     """
     labels = parse(folder, entry, classes)
     frames, images, objects, files = Frames(exif, other_size), ImageRows(), ObjectRows(), list[str]()
@@ -176,7 +176,7 @@ def _add_objects(
 
 
 def _scaled(mask: Any, sx: float, sy: float) -> Any:
-    """Returns ``mask`` in pixels of the image that is read; None for a run-length code of another resolution."""
+    """Returns ``mask`` in pixels of the image file; None for a run-length code of another resolution."""
     if (sx, sy) == (1.0, 1.0) or mask is None:
         return mask
     if not isinstance(mask, list):

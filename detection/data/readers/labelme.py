@@ -40,7 +40,7 @@ def parse_labelme(folder: Path, entry: dict[str, Any], classes: tuple[str, ...])
     """Returns the labels of the split ``entry``: every image that has a file of LabelMe.
 
     Raises:
-        ValueError: ``entry`` is no description of such a split.
+        ValueError: ``entry`` does not describe such a split.
     """
     root, labels = folder / build_dataclass(LabelMeSplit, entry).folder, Labels()
     files = ImageFiles(root)
@@ -70,7 +70,7 @@ def _read(file: Path, files: ImageFiles, labels: Labels) -> None:
 
 
 def _image(file: Path, name: str, files: ImageFiles) -> Path | None:
-    """Finds a label file's image: the one it names, else the one of its own name, else the only one so named."""
+    """Finds the image of a label file: at its path, else with the label file's name, else the only one of its name."""
     beside = file.parent / Path(name.replace("\\", "/")).name
     if name and beside.is_file():
         return beside
@@ -101,10 +101,10 @@ def _objects(shapes: list[Any], size: tuple[int, int] | None, file: Path, labels
 
 
 def _outline(record: Mapping[str, Any], kind: str, size: tuple[int, int] | None) -> tuple[Box, Any]:
-    """Returns box and mask of a shape.
+    """Returns the box and the mask of a shape.
 
     Raises:
-        FieldError: a kind that is not known, or points that do not fit it.
+        FieldError: the kind is unknown, or the points do not fit it.
     """
     points = _points(record.get("points", MISSING))
     least = {"rectangle": 2, "circle": 2, "polygon": 3, "mask": 2}.get(kind)
@@ -132,7 +132,7 @@ def _points(value: Any) -> list[tuple[float, float]]:
 
 
 def _mask(encoded: Any, corner: tuple[int, int], size: tuple[int, int]) -> Any:
-    """Returns the run-length code of a mask that lies as a PNG in the file; None where it can't be read."""
+    """Returns the run-length code of a mask stored as a PNG in the file; None if it can't be read."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(encoded)), formats=("PNG",)) as picture:
             pixels = np.asarray(picture).astype(bool)

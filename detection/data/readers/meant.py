@@ -1,7 +1,7 @@
-"""Finds the file that a name in an annotation means where none has exactly this name.
+"""Finds the file that an annotation means if no file has exactly its name.
 
-Annotations come from other machines: with backslashes, encoded as in a URL, composed or decomposed accents (macOS),
-another suffix or case, blanks at the end, the folder's own name in front, or a path that held elsewhere.
+Annotations from other machines have backslashes, URL escapes, composed or decomposed accents (macOS), another suffix or
+case, trailing blanks, the folder's own name in front, or paths of another machine.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from urllib.parse import unquote
 __all__ = ["Meant", "inside"]
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".xml")
-MAX_FILES = 200_000  # listed for a hint
+MAX_FILES = 200_000  # upper limit of files that are listed for a hint
 
 
 class Meant:
-    """The files below a folder under the names that others may give them; they are listed when first asked for."""
+    """The files below a folder by normalized name; they are listed on first use."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[tuple[str, ...], str] | None = None
 
     def hint(self, name: str) -> str:
-        """Returns the end of a message about ``name``: which file it probably means; empty if none."""
+        """Returns a hint at the file that ``name`` probably means, which ends a message; empty if there is none."""
         if self._files is None:
             self._files = {}
             for file in islice(_below(self._folder), MAX_FILES):
@@ -40,7 +40,7 @@ class Meant:
 
 
 def inside(folder: str, images: str, name: str) -> str | None:
-    """Returns the path of the file ``name`` below ``images``; None if it lies neither there nor in ``folder``."""
+    """Returns the path of the file ``name`` below ``images``; None if it is neither there nor in ``folder``."""
     path = f"{images}/{name}"
     if not (name.startswith("/") or "//" in path or "./" in path or name.endswith("/.")):
         return path  # as nearly all
@@ -57,7 +57,7 @@ def _below(folder: Path) -> Iterator[str]:
 
 
 def _key(name: str) -> tuple[str, ...]:
-    """Returns what names of one file have in common: their parts, without what tools change."""
+    """Returns the normalized parts of ``name``, without differences that tools make."""
     plain = unicodedata.normalize("NFC", unquote(name)).replace("\\", "/").casefold()
     stem, dot, suffix = plain.strip().rpartition(".")
     plain = stem if f"{dot}{suffix}" in SUFFIXES else plain

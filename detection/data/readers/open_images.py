@@ -1,4 +1,4 @@
-"""Reads OpenImages' CSV: a row per box, in fractions of the image, and a second CSV with the names of the classes.
+"""Reads OpenImages' CSV with a row per box, in fractions of the image, and a second CSV with class names.
 
 Source: OpenImages' description of its box annotations.
 """
@@ -34,7 +34,7 @@ def parse_open_images(folder: Path, entry: dict[str, Any], classes: tuple[str, .
     """Returns the labels of the split ``entry``; groups (IsGroupOf) are ignored objects.
 
     Raises:
-        ValueError: ``entry`` is no description of such a split.
+        ValueError: ``entry`` does not describe such a split.
     """
     split = build_dataclass(OpenImagesSplit, entry)
     file, labels = folder / split.annotations, Labels()
@@ -53,7 +53,7 @@ def parse_open_images(folder: Path, entry: dict[str, Any], classes: tuple[str, .
 
 
 def open_images_header(header: Sequence[str]) -> bool:
-    """Returns true if ``header`` is the first line of OpenImages' boxes."""
+    """Returns whether ``header`` is the first line of OpenImages' boxes."""
     return {*OPEN_IMAGES} <= {title.strip() for title in header}
 
 

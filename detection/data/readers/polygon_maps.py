@@ -1,7 +1,7 @@
-"""Turns the masks of objects into label maps: 0 is the background, and each class of objects has its label and 1.
+"""Converts the masks of objects to label maps: 0 is the background, and each class has its label + 1.
 
-What two objects cover is void, and so are crowds, and the box of an object whose mask is not known.
-Source: torchvision's references for semantic segmentation, which train on COCO so.
+Pixels of two objects are void, and so are crowds and the boxes of objects without a known mask.
+Source: torchvision's references for semantic segmentation, for training on COCO.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ BACKGROUND = "background"
 
 
 def with_polygon_maps(index: AnnotationIndex) -> AnnotationIndex:
-    """Returns the images of ``index``, whose masks were read, with label maps in place of objects.
+    """Returns the images of ``index``, which has masks, with label maps in place of objects.
 
-    Without a mask of any object there are none.
+    If no object has a mask, there are no label maps.
 
     Raises:
-        ValueError: a class is called "background" already, or there are too many.
+        ValueError: a class is already called "background", or there are too many classes.
     """
     if len(index.boxes) and "masks" not in index.fields:
         return index

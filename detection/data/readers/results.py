@@ -1,4 +1,4 @@
-"""Reads detections in COCO's results format: a JSON list with an entry per detection, of any program.
+"""Reads detections of any program in COCO's results format: a JSON list with an entry per detection.
 
 Source: the COCO results format, cocodataset.org/#format-results.
 Shapes: N images, D detections.
@@ -27,9 +27,9 @@ __all__ = ["Known", "Results", "read_results"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """Images and categories that detections may name.
+    """The images and categories that detections may refer to.
 
-    ``source`` is said of others, such as the annotations' file, and ``repair`` ends messages.
+    Messages about unknown ones contain ``source``, such as the annotation file, and end with ``repair``.
     """
 
     source: str
@@ -53,7 +53,7 @@ class Results:
     keypoints: NDArray[np.float64] | None  # (D, J, 3) x, y, score; None: the file has none
 
     def rows(self, image: int) -> slice:
-        """Returns where the detections of ``image`` (0..N-1) stand."""
+        """Returns the rows of the detections of ``image`` (0..N-1)."""
         return slice(int(self.ends[image - 1]) if image else 0, int(self.ends[image]))
 
 
@@ -72,12 +72,12 @@ class _Columns:
 def read_results(path: Path, known: Known) -> Results:
     """Returns the detections in the file ``path``.
 
-    A detection has a box, a mask or keypoints, or several; without a box it gets the one around the others.  Numbers
-    keep all digits.
+    A detection has a box, a mask or keypoints, or several of them; without a box it gets the bounding box of the
+    others.  Numbers keep all digits.
 
     Raises:
-        ValueError: the file can't be read or is no list; or entries without what they need, of images or categories
-            that are not ``known``, or masks or keypoints of some detections only.  The file and the entries are named.
+        ValueError: the file can't be read or is no list, an entry is incomplete, its image or category is not
+            ``known``, or only some detections have masks or keypoints.  The message names the file and the entries.
     """
     entries = _load(path, known.repair)
     with_masks = any(isinstance(entry, dict) and entry.get("segmentation") for entry in entries)
@@ -135,7 +135,7 @@ def _add(
     """Appends one detection.
 
     Raises:
-        ValueError: a field is missing or has no value that can be used.
+        ValueError: a field is missing or has an invalid value.
     """
     image_id, category = (whole_number(entry.get(key, MISSING), key) for key in ("image_id", "category_id"))
     if image_id not in rows:
@@ -186,7 +186,7 @@ def _points(entry: Mapping[str, Any], names: Sequence[str]) -> NDArray[np.float6
 
 
 def _hint(entries: Sequence[Any], known: Known) -> str:
-    """Returns what else to think of where no category is known: labels instead of ids."""
+    """Returns a hint if no category is known, as the file may have labels instead of ids."""
     found = {entry.get("category_id") for entry in entries if isinstance(entry, dict)}
     if found & {*known.category_ids} == found or not all(type(category) is int for category in found):
         return ""

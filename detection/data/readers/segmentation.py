@@ -23,23 +23,23 @@ from detection.masks import encode
 __all__ = ["read_instances"]
 
 VOID = 255
-# VOC's seam takes some 3 pixels off every side of a mask: of an object of 12x12 pixels, a quarter of its box is left.
+# VOC's seam removes some 3 pixels from every side of a mask: an object of 12x12 pixels keeps a quarter of its box.
 MIN_IOU = 0.25
 
 
 def read_instances(
     file: Path, boxes: list[tuple[float, float, float, float]], size: tuple[int, int], problems: list[Problem]
 ) -> list[object]:
-    """Returns the RLE of each object of one image, in the order of its ``boxes``; None where it has no mask.
+    """Returns the RLE of each object of one image, in the order of its ``boxes``; None for an object without a mask.
 
-    Object numbers need not follow the annotation: the box and the mask that overlap best belong together, then the
-    best of the others, and so on.  A file that is missing leaves all objects without a mask.
+    Object numbers need not follow the annotation, so boxes and masks are matched greedily by overlap.  If the file is
+    missing, no object has a mask.
 
     Args:
-        file: the PNG file.
-        boxes: of the objects, (x1, y1, x2, y2) in pixels.
-        size: (height, width) of the image as annotated.  The file is not turned, so it has to fit the boxes.
-        problems: takes an error if the file can't be read or has another size.
+        file: PNG file.
+        boxes: (x1, y1, x2, y2) of the objects in pixels.
+        size: annotated (height, width) of the image.  The file is not turned, so it has to fit the boxes.
+        problems: receives an error if the file can't be read or has another size.
     """
     numbers = _read(file, size, problems)
     found = [number for number in np.unique(numbers) if number not in (0, VOID)]
@@ -49,7 +49,7 @@ def read_instances(
 
 
 def _read(file: Path, size: tuple[int, int], problems: list[Problem]) -> NDArray[np.uint8]:
-    """Returns (H, W); (0, 0) where there is no such file or it can't be used."""
+    """Returns the object numbers (H, W); an array (0, 0) if the file is missing or unusable."""
     try:
         require_file(file)
         with Image.open(file, formats=FORMATS) as image:
@@ -72,7 +72,7 @@ def _extent(mask: NDArray[np.bool_]) -> list[float]:
 
 
 def _match(overlaps: Tensor) -> list[int | None]:
-    """Returns the mask of each object, by IoU (objects, masks), the best pair first; each mask goes to one object."""
+    """Returns the mask of each object by greedy matching of IoU (objects, masks); each mask has at most one object."""
     left = overlaps.nan_to_num()  # a box may hold any number here; the index checks it later
     matches: list[int | None] = [None] * len(overlaps)
     while left.numel() and left.max() >= MIN_IOU:

@@ -1,4 +1,4 @@
-"""The table of label formats: how a split of each is read, and what classes it has where the card names none.
+"""The table of label formats, with the reader of a split and of class names for each.
 
 A format is a file in this package with its parser, and a line here.
 """
@@ -54,13 +54,13 @@ class Format:
     """A label format.
 
     Attributes:
-        title: what people call it.
+        title: usual name.
         split: schema of a split in a card.
-        keys: those that a split needs, for messages.
+        keys: required keys of a split, for messages.
         read: (folder, entry, classes, ...) -> the index and its problems.
         classes: (folder, entry) -> class names in the data; None: the reader finds them itself.
-        options: keys of the card that ``read`` takes.
-        own_list: a split has a key ``list`` that ``read`` takes.
+        options: keys of the card that are arguments of ``read``.
+        own_list: whether a split has a key ``list`` for ``read``.
     """
 
     title: str

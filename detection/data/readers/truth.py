@@ -1,7 +1,7 @@
-"""Reads the ground truth of a COCO file as it stands there, to judge detections of any program: no image is opened.
+"""Reads the ground truth of a COCO file without changes and without images, to evaluate detections of any program.
 
 ``readers/coco.py`` reads such files for training: it opens images, takes the classes of a card and cuts boxes at the
-border.  Here every number is kept as it is, because the official evaluation does so.
+border.  Here every number is kept, as in the official evaluation.
 
 Shapes: N images, M objects.
 """
@@ -48,7 +48,7 @@ class Truth:
     keypoint_spec: KeypointSpec | None = None
 
     def rows(self, image: int) -> slice:
-        """Returns where the objects of ``image`` (0..N-1) stand."""
+        """Returns the rows of the objects of ``image`` (0..N-1)."""
         return slice(int(self.ends[image - 1]) if image else 0, int(self.ends[image]))
 
 
@@ -86,7 +86,7 @@ def read_truth(path: Path) -> Truth:
     """Returns the ground truth in the COCO file ``path``.
 
     Raises:
-        ValueError: the file can't be read, lacks a list, or has records that can't be used; they are named.
+        ValueError: the file can't be read, lacks a list, or has invalid records, which the message names.
     """
     content, read = _load(path), _Read(path)
     try:
@@ -159,7 +159,7 @@ def _add_object(read: _Read, record: Mapping[str, Any]) -> None:
 
 
 def _points(record: Mapping[str, Any], spec: KeypointSpec) -> NDArray[np.float64]:
-    """Returns the keypoints (J, 3) of an object; none is labelled where it has no such key."""
+    """Returns the keypoints (J, 3) of an object; all are unlabelled if the record has no keypoints."""
     return of_coco(record["keypoints"], spec.names) if record.get("keypoints") else np.zeros((len(spec), 3))
 
 
@@ -190,7 +190,7 @@ def _pack(read: _Read) -> Truth:
 
 
 def _masks(read: _Read, objects: Sequence[_Object]) -> tuple[RLE, ...] | None:
-    """Returns the masks of ``objects``; None where no object has one, or an image has no size to draw them in."""
+    """Returns the masks of ``objects``; None if no object has a mask, or an image has no size."""
     sizes = {image: read.images[image].size for image in {one.image for one in objects}}
     if not any(one.segmentation for one in objects) or None in sizes.values():
         return None

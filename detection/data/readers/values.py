@@ -1,6 +1,6 @@
-"""Reads numbers, flags, boxes and texts as JSON and XML files hold them, or says which field has which value instead.
+"""Converts values of JSON and XML files to numbers, flags, boxes and texts, with errors that name field and value.
 
-Text that spells a value is taken for it: tools write ``"iscrowd": "0"``.  Anything else is refused, since Python would
+Text that spells a value is converted, as tools write ``"iscrowd": "0"``.  Anything else is refused, since Python would
 take the text "0" for true, true for 1 and "1234" for a box.
 """
 
@@ -24,7 +24,7 @@ FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true
 
 
 class FieldError(ValueError):
-    """A field without a value that can be used."""
+    """A field without a valid value."""
 
     def __init__(self, key: str, value: Any, expected: str) -> None:
         found = "is missing" if value is MISSING else f"is {shown(value)}"
@@ -32,7 +32,7 @@ class FieldError(ValueError):
 
 
 def whole_number(value: Any, key: str) -> int:
-    """Returns ``value`` as a whole number that 64 bits hold: 3, 3.0 or "3"."""
+    """Returns ``value`` as a 64-bit integer: 3, 3.0 or "3"."""
     if type(value) is int:
         found = value
     elif type(value) is float and value.is_integer():
@@ -81,7 +81,7 @@ def box(value: Any, key: str) -> tuple[float, float, float, float]:
 
 
 def area(value: Any, key: str) -> float:
-    """Returns ``value`` as square pixels, which no image has more of than ``MAX_PIXELS``."""
+    """Returns ``value`` as an area in square pixels, at most ``MAX_PIXELS``."""
     found = number(value, key)
     if not 0 <= found <= MAX_PIXELS:
         raise FieldError(key, value, f"square pixels, 0 to {MAX_PIXELS}")
@@ -89,7 +89,7 @@ def area(value: Any, key: str) -> float:
 
 
 def text(value: Any, key: str) -> str:
-    """Returns ``value`` as text that can be written: JSON also admits halves of a character."""
+    """Returns ``value`` as text that can be encoded, as JSON also allows lone surrogates."""
     if type(value) not in (str, int):  # a class may be called 7
         raise FieldError(key, value, "text")
     try:
@@ -101,7 +101,7 @@ def text(value: Any, key: str) -> str:
 
 
 def mapping(value: Any, key: str) -> Mapping[str, Any]:
-    """Returns ``value``, an object of JSON."""
+    """Returns ``value``, which is a JSON object."""
     if type(value) is not dict:
         raise FieldError(key, value, "an object with keys")
     return value

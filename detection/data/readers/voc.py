@@ -1,7 +1,7 @@
-"""Reads PASCAL VOC annotations: a list of image names, one XML file per image.
+"""Reads PASCAL VOC annotations: lists of image names, and one XML file per image.
 
 VOC's pixels count from 1 and its boxes include their last pixel; ours are (xmin - 1, ymin - 1, xmax, ymax), so that
-width = x2 - x1 is the number of pixels.  ImageNet has the same files, counts from 0 and keeps images in subfolders.
+width = x2 - x1 is the number of pixels.  ImageNet has the same files, but counts from 0 and has images in subfolders.
 Source: the PASCAL VOC development kit.
 """
 
@@ -34,12 +34,12 @@ __all__ = ["VOCSplit", "read_voc", "voc_classes"]
 class VOCSplit:
     """A split as a card describes it; folders and files are below the data set's."""
 
-    # A file, or a pattern such as ImageSets/DET/train_*.txt: all images that one of its files names.  Null: all images
-    # that have an XML file.
+    # A file, or a pattern such as ImageSets/DET/train_*.txt for all images of these files.  Null: all images with an
+    # XML file.
     list: str | None = None
     images: str = "JPEGImages"
     annotations: str = "Annotations"
-    first_pixel: int = 1  # how the files call the leftmost column and the topmost row
+    first_pixel: int = 1  # number of the leftmost column and the topmost row
     instances: str | None = None  # the folder SegmentationObject; null: no masks
     # Images that the lists give a 0, in ImageNet those without boxes of some classes; null: 0 has no such meaning
     partial: Literal["train", "drop"] | None = None
@@ -63,14 +63,13 @@ def read_voc(
     names: Mapping[str, str] | None = None,
     fields: Collection[str] = (),
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """Returns the index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
+    """Returns the index of the split ``entry`` of the data set at ``folder``, and its problems.
 
-    ``names`` are classes that the files call otherwise: {name in the files: class}.  With "masks" among ``fields``,
-    the split's ``instances`` are read too.  If no image has an annotation, as VOC's test images, the index has no
-    ground truth.
+    ``names`` renames classes: {name in the files: class}.  With "masks" among ``fields``, the split's ``instances`` are
+    read.  If no image has an annotation, as VOC's test images, the index has no ground truth.
 
     Raises:
-        ValueError: ``entry`` is no description of a VOC split.
+        ValueError: ``entry`` does not describe a VOC split.
     """
     split = build_dataclass(VOCSplit, entry)
     labels = {name: label for label, name in enumerate(classes)}
@@ -91,14 +90,14 @@ def read_voc(
 
 
 def voc_classes(folder: Path, entry: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the class names in the XML files of the split ``entry``, of all that lie there, sorted.
+    """Returns the sorted class names of all XML files in the folder of the split ``entry``.
 
     Raises:
-        ValueError: ``entry`` is no description of a VOC split.
+        ValueError: ``entry`` does not describe a VOC split.
     """
     names = set[str]()
     for file in xml_files(folder / build_dataclass(VOCSplit, entry).annotations):
-        with suppress(OSError, ValueError):  # reading the split says what is wrong with it
+        with suppress(OSError, ValueError):  # reading the split reports the problem
             names |= {(node.findtext("name") or "").strip() for node in parse(file).iter("object")}
     return tuple(sorted(names - {""}))
 
@@ -117,7 +116,7 @@ class _Reader:
         self._xml = XMLProblems(self.problems, split.first_pixel)
 
     def read(self) -> bool:
-        """Reads all; False if there is no annotation at all."""
+        """Reads all images; returns false if there is no annotation at all."""
         split, folder, problems = self._split, self._folder, self.problems
         listed = self._wanted(self._listed())
         left_out, pairs = self._blacklist(listed)
@@ -149,7 +148,7 @@ class _Reader:
         return has_ground_truth
 
     def _listed(self) -> list[ListedImage]:
-        """Returns the images of the split's lists; without a list, those that have an XML file."""
+        """Returns the images of the split's lists; without a list, the images with an XML file."""
         if self._split.list is not None:
             return read_lists(self._folder, self._split.list, self._stored.find, self._meant.hint, self.problems)
         root, listed = self._folder / self._split.annotations, list[ListedImage]()
@@ -166,7 +165,7 @@ class _Reader:
         return self._folder / self._split.annotations / f"{image.name}.xml"
 
     def _wanted(self, listed: list[ListedImage]) -> list[ListedImage]:
-        """Returns ``listed`` without those whose labels are partial, where the split says so."""
+        """Returns ``listed`` without partially labelled images, if the split asks for this."""
         partial = sum(image.partial for image in listed)
         if self._split.partial is None or not partial:
             return listed
@@ -179,7 +178,7 @@ class _Reader:
         return [image for image in listed if not (dropped and image.partial)]
 
     def _blacklist(self, listed: list[ListedImage]) -> tuple[set[str], set[tuple[str, str]]]:
-        """Returns numbers of images that are left out, and pairs (image, class name) whose objects are ignored."""
+        """Returns the numbers of images to leave out, and pairs (image, class name) whose objects are ignored."""
         if self._split.blacklist is None:
             return set(), set()
         file = self._folder / self._split.blacklist
@@ -197,7 +196,7 @@ class _Reader:
         return images, pairs
 
     def _add(self, image: ListedImage, path: Path, root: ElementTree.Element | None, unjudged: Collection[int]) -> None:
-        """Adds an image and its objects, those of ``unjudged`` labels to be ignored; without a ``root``, the image."""
+        """Adds an image and its objects, ignoring ``unjudged`` labels; without a ``root``, only the image."""
         file = self._file(image)
         try:
             frame = self._frames.find(str(path), None if root is None else annotated_size(root))
@@ -221,14 +220,14 @@ class _Reader:
 
     def _add_masks(self, image: ListedImage, first: int, frame: Frame) -> None:
         boxes, masks = self.objects.boxes[first:], self.objects.fields["masks"]
-        if frame.scale != (1.0, 1.0):  # masks of the annotated resolution
+        if frame.scale != (1.0, 1.0):  # masks have the annotated resolution
             masks += [None] * len(boxes)
         else:
             file = self._folder / str(self._split.instances) / f"{image.name}.png"
             masks += read_instances(file, boxes, frame.size, self.problems)
 
     def _add_bare(self, bare: list[tuple[ListedImage, Path]], source: str) -> bool:
-        """Judges images without an annotation; False if no image has one, so that the split has no ground truth."""
+        """Reports images without annotation; returns false if no image has one, so there is no ground truth."""
         if bare and not self.files and not any(problem.severity == "error" for problem in self.problems):
             folder = self._folder / self._split.annotations
             detail = f"no image has an XML file in {folder}; they can be predicted, not trained on or evaluated"
@@ -250,7 +249,7 @@ class _Reader:
 
 
 class _StoredImages:
-    """The images below a folder by name: the path below it, without the suffix.  Lists a subfolder when first asked."""
+    """The images below a folder by name (path without suffix); a subfolder is listed on first use."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

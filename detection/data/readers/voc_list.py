@@ -1,4 +1,4 @@
-"""Reads the lists of a VOC split: one image name a line, perhaps with a number, and the devkits' blacklists."""
+"""Reads the lists of a VOC split: one image name per line, optionally with a number, and the devkits' blacklists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from detection.files import require_file
 
 __all__ = ["ListedImage", "read_blacklist", "read_lists"]
 
-# Of lists from other machines; the one whose names are found is taken.
+# Encodings of lists from other machines; the one under which the names exist is taken.
 ENCODINGS = ("gb18030", "cp1252")
 ABSENT, PARTIAL = "-1", "0"  # flags of a class: the image has no such object; its annotation is incomplete
 
@@ -22,10 +22,10 @@ class ListedImage:
     """An image of a split.
 
     Attributes:
-        name: its path below the folder of images, without the suffix.
-        file: the list that has it first.
-        number: in the second column of that list; empty if there is none.
-        partial: whether every list that has it says that its annotation is incomplete.
+        name: path below the folder of images, without the suffix.
+        file: first list with the image.
+        number: second column of that list; empty if there is none.
+        partial: whether all its lists mark its annotation as incomplete.
     """
 
     name: str
@@ -39,14 +39,14 @@ def read_lists(
 ) -> list[ListedImage]:
     """Returns the images of a split, each once, in the order of its lists.
 
-    Of one list a name may occur once; several, as in ImageNet one per class, may share images.
+    A name may occur once per list; several lists, as ImageNet's one per class, may share images.
 
     Args:
-        folder: of the data set.
-        pattern: of the lists below it.
-        stored: says of a name whether there is such an image.
-        hint: of a name that can't be used, which file it means.
-        problems: takes what is wrong.
+        folder: folder of the data set.
+        pattern: pattern of the lists below it.
+        stored: returns whether there is an image of a name.
+        hint: returns which file an unusable name probably means.
+        problems: receives problems.
     """
     found = dict[str, ListedImage]()
     for path in (sorted(folder.glob(pattern)) if "*" in pattern else ()) or [folder / pattern]:
@@ -67,9 +67,9 @@ def read_lists(
 
 
 def read_blacklist(file: Path, problems: list[Problem]) -> tuple[set[str], set[tuple[str, str]]]:
-    """Returns the numbers of images that a challenge does not judge, and pairs with the name of a class.
+    """Returns the numbers of images that a challenge does not evaluate, and (image, class name) pairs.
 
-    A file that is missing is a note: without it figures are not the challenge's.
+    A missing file gives a note, as metrics then differ from the challenge's.
     """
     images, pairs = set[str](), set[tuple[str, str]]()
     try:
@@ -115,7 +115,7 @@ def _decode(data: bytes, stored: Callable[[str], object]) -> list[str]:
     """Returns the lines of a list, without blank ones.
 
     Raises:
-        ValueError: it has another encoding than those known, or names that are not found under any.
+        ValueError: the list has an unknown encoding, or no known encoding gives names that exist.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return _lines(data.decode("utf-16"))
@@ -141,7 +141,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _without_suffix(name: str, stored: Callable[[str], object]) -> str:
-    """Returns ``name`` without the suffix of an image, where it has one and the image is found without."""
+    """Returns ``name`` without an image suffix if the image is found without it."""
     stem, dot, suffix = name.rpartition(".")
     if f"{dot}{suffix.lower()}" not in IMAGE_SUFFIXES or _leaves(name) or stored(name) or not stored(stem):
         return name
@@ -149,5 +149,5 @@ def _without_suffix(name: str, stored: Callable[[str], object]) -> str:
 
 
 def _leaves(name: str) -> bool:
-    """Returns whether the path ``name`` could lead out of the folder it is taken below."""
+    """Returns whether the relative path ``name`` could leave its folder."""
     return "\\" in name or name.startswith("/") or any(part.startswith(".") for part in PurePosixPath(name).parts)

@@ -1,7 +1,7 @@
-"""Reads one XML file of PASCAL VOC's kind.
+"""Reads one XML file in PASCAL VOC's format.
 
-Other tools write XML too, and a search for VOC's elements finds nothing in theirs.  So the root and its elements are
-checked, and what isn't understood is an error where it could hide objects, and said otherwise.
+The XML of other tools has none of VOC's elements.  So the root and its elements are checked; an unknown element is an
+error if it could hide objects, and otherwise a note.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BOX = ("xmin", "ymin", "xmax", "ymax")
 
 MAX_TAG = 60  # characters of a name in a message
 
-# What other tools call their objects and boxes.
+# Names of objects and boxes in other tools.
 OBJECTS = {
     "object",
     "objects",
@@ -56,7 +56,7 @@ OBJECTS = {
 }
 
 DECLARED = re.compile(rb"""^\s*<\?xml[^>]*\bencoding\s*=\s*["']([\w.-]+)["'][^>]*\?>""")
-# Encodings of several bytes, which the parser lacks.
+# Multi-byte encodings that the parser lacks.
 MULTIBYTE = {
     "gb2312",
     "gbk",
@@ -73,18 +73,18 @@ MULTIBYTE = {
 
 
 class XMLProblems:
-    """Problems of the files of a split; what all its files have in common is counted instead of repeated.
+    """Problems of the files of a split; problems that files have in common are counted instead of repeated.
 
     Args:
-        problems: takes the errors.
-        first_pixel: how the card says that the files call the leftmost column.
+        problems: receives the errors.
+        first_pixel: number of the leftmost column in the files, from the card.
     """
 
     def __init__(self, problems: list[Problem], first_pixel: int) -> None:
         self.problems, self.first_pixel = problems, first_pixel
         self._counts = Counter[tuple[str, str]]()  # (kind, detail) -> how often
         self._files = dict[tuple[str, str], str]()  # -> the first file
-        self._starts = self._ends = 0  # boxes from pixel 0 on, and to the pixel that has the number of the side
+        self._starts = self._ends = 0  # boxes from pixel 0, and boxes to the pixel numbered like the side
 
     def error(self, kind: str, file: Path, detail: str) -> None:
         self.problems.append(Problem("error", kind, str(file), detail))
@@ -94,7 +94,7 @@ class XMLProblems:
         self._files.setdefault((kind, detail), str(file))
 
     def see(self, box: tuple[float, ...], size: tuple[int, int], file: Path) -> None:
-        """Looks whether ``box`` (xmin, ymin, xmax, ymax) fits how the files count pixels."""
+        """Checks ``box`` (xmin, ymin, xmax, ymax) against the numbering of pixels in the files."""
         starts = box[0] == 0 or box[1] == 0
         self._starts += starts
         self._ends += box[2] == size[1] or box[3] == size[0]
@@ -103,7 +103,7 @@ class XMLProblems:
             self.count("box that starts at pixel 0", file, f"xmin or ymin is 0, and VOC counts from 1; {repair}")
 
     def notes(self, source: str) -> list[Problem]:
-        """Returns a note for each of what was counted."""
+        """Returns a note for each counted problem."""
         notes = [
             Problem("note", kind, self._files[kind, detail], f"{detail} ({count} times; this file is the first)", count)
             for (kind, detail), count in self._counts.items()
@@ -115,7 +115,7 @@ class XMLProblems:
 
 
 class XMLError(ValueError):
-    """A file that can't be used, and the short name that such files share."""
+    """A file that can't be used, and the short name of the kind of problem."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(f"{kind}: {detail}")
@@ -131,8 +131,8 @@ def parse(file: Path) -> ElementTree.Element:
     """Returns the root of a VOC annotation.
 
     Raises:
-        FileNotFoundError: there is none.
-        XMLError: it can't be read, is no XML or not VOC's.
+        FileNotFoundError: there is no such file.
+        XMLError: the file can't be read, is no XML or not in VOC's format.
     """
     try:
         require_file(file)
@@ -153,7 +153,7 @@ def parse(file: Path) -> ElementTree.Element:
 
 
 def annotated_size(root: ElementTree.Element) -> tuple[int, int] | None:
-    """Returns (height, width) as annotated; None where the file has none, or 0.
+    """Returns the annotated (height, width); None if the file has none, or 0.
 
     Raises:
         FieldError: a side is no number.
@@ -217,7 +217,7 @@ def _box(node: ElementTree.Element, file: Path, problems: XMLProblems) -> tuple[
 
 
 def _flag(node: ElementTree.Element, file: Path, problems: XMLProblems) -> bool:
-    """Returns whether an object is difficult; a tool that does not know it writes Unspecified."""
+    """Returns whether an object is difficult; some tools write Unspecified."""
     text = (node.findtext("difficult") or "0").strip()
     if text.lower() == "unspecified":
         problems.count("flag without a value, taken for 0", file, f"difficult is {text!r}")
@@ -236,7 +236,7 @@ def _tag(node: ElementTree.Element) -> str:
 
 
 def _check_case(node: ElementTree.Element, known: Container[str], file: Path, problems: XMLProblems) -> None:
-    """Counts children that VOC lacks, and raises where only their case differs."""
+    """Counts children unknown to VOC, and raises if only their case differs."""
     for child in node:
         if child.tag not in known:
             if child.tag.lower() in known:
@@ -245,7 +245,7 @@ def _check_case(node: ElementTree.Element, known: Container[str], file: Path, pr
 
 
 def _check_elements(root: ElementTree.Element, file: Path, objects: bool, problems: XMLProblems) -> Iterator[str]:
-    """Yields what hides objects; other elements that VOC lacks are counted."""
+    """Yields elements that may hide objects; counts other elements unknown to VOC."""
     for child in root:
         if child.tag in KNOWN or child.find(".//object") is not None:
             continue

@@ -1,8 +1,8 @@
-"""Reads YOLO labels: a text file per image, a line per object, in fractions of the image.
+"""Reads YOLO labels: a text file per image and a line per object, in fractions of the image.
 
 A line is ``class cx cy width height``, or ``class x y x y x y ...`` for a polygon.  The label file has the image's path
-with the last folder ``images`` called ``labels``, or lies beside the image.  Names stand in a data.yaml, or in a text
-file with one name a line.  Source: the documentation of Ultralytics, "Object Detection Datasets".
+with the last folder ``images`` replaced by ``labels``, or is next to the image.  Class names are in a data.yaml, or in
+a text file with one name per line.  Source: the documentation of Ultralytics, "Object Detection Datasets".
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ NAME_FILES = ("data.yaml", "data.yml", "classes.txt", "obj.names", "_darknet.lab
 class YOLOSplit:
     """A split as a card describes it; paths are below the data set's folder."""
 
-    images: str | tuple[str, ...]  # folders of images, or text files with a path a line
+    images: str | tuple[str, ...]  # folders of images, or text files with one path per line
     names: str | None = (
-        None  # data.yaml or a text file with a name a line; null: one of the usual names, if it is there
+        None  # data.yaml or a text file with one name per line; null: a file of a usual name, if there is one
     )
 
 
 def parse_yolo(folder: Path, entry: dict[str, Any], classes: tuple[str, ...]) -> Labels:
-    """Returns the labels of the split ``entry``; an image without a label file has no object.
+    """Returns the labels of the split ``entry``; an image without a label file has no objects.
 
     Raises:
-        ValueError: ``entry`` is no description of a YOLO split, or a file of names can't be read.
+        ValueError: ``entry`` does not describe a YOLO split, or a file of names can't be read.
     """
     split = build_dataclass(YOLOSplit, entry)
     declared = _declared(folder, split.names)
@@ -51,10 +51,10 @@ def parse_yolo(folder: Path, entry: dict[str, Any], classes: tuple[str, ...]) ->
 
 
 def read_names(file: Path) -> tuple[str, ...]:
-    """Returns the class names in ``file``, a data.yaml or a text file with a name a line.
+    """Returns the class names in ``file``, a data.yaml or a text file with one name per line.
 
     Raises:
-        ValueError: it can't be read, or a data.yaml has no list or mapping ``names``.
+        ValueError: the file can't be read, or a data.yaml has no list or mapping ``names``.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -72,7 +72,7 @@ def read_names(file: Path) -> tuple[str, ...]:
 
 
 def label_file(image: Path) -> Path:
-    """Returns where the labels of ``image`` lie: below ``labels`` in place of the last ``images``, or beside it."""
+    """Returns the label file of ``image``: below ``labels`` in place of the last ``images``, or next to the image."""
     parts = image.parts
     places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
     if places:
@@ -88,7 +88,7 @@ def _declared(folder: Path, names: str | None) -> tuple[str, ...]:
 
 
 def _images(folder: Path, source: Path, labels: Labels) -> Iterator[Path]:
-    """Yields the images of a folder, or those that a text file lists, by paths from its folder or the data set's."""
+    """Yields the images of a folder, or of a text file with paths relative to its folder or to the data set's."""
     if source.is_dir():
         yield from images_below(source)
         return

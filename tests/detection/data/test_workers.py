@@ -51,7 +51,9 @@ def test_a_killed_worker_is_told_and_raises_only_where_batches_are_read() -> Non
 def test_a_worker_that_hangs_is_given_up_and_ended(monkeypatch) -> None:
     monkeypatch.setattr(workers, "LONGEST_WAIT", 2.0)
     batches = iter(load(lambda: time.sleep(600)))
-    with pytest.raises(ChildProcessError, match=r"given a batch for 2 s; it was to read \(3, 3\)\. .*data\.workers=0"):
+    with pytest.raises(
+        ChildProcessError, match=r"returned a batch for 2 s; it was to read \(3, 3\)\. .*data\.workers=0"
+    ):
         list(batches)
     batches = None
     assert multiprocessing.active_children() == []

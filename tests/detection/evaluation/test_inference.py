@@ -200,7 +200,7 @@ def test_impossible_requests_are_named() -> None:
         ({"a": one, "b": []}, {}, "variant b has no runs, expected one or more"),
         ({"a": one}, {"confidence": 95}, r"confidence is a fraction between 0 and 1, got 95; 0\.95 is usual"),
         ({"a": one, "b": [sample(RNG(0).normal(0, 1, 30))]}, {}, "samples of other figures or of other sets"),
-        ({"a": one, "b": one}, {"pool": True}, "takes a variant with two seeds or more"),
+        ({"a": one, "b": one}, {"pool": True}, "needs a variant with at least two seeds"),
     ]
     for arms, options, message in cases:
         with pytest.raises(ValueError, match=message):
