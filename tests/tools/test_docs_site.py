@@ -35,11 +35,11 @@ def test_page_of_a_config_has_every_key_once(tool: dict[str, Any]) -> None:
 def test_key_has_what_it_takes_its_default_and_the_comments_of_its_field(tool: dict[str, Any]) -> None:
     page = tool["config_page"](DetectionConfig)
     for key, *parts in (
-        ("solver.momentum", "a number from 0 to 1, default `0.9`", "Of SGD; AdamW has torch's betas"),
-        ("solver.ema_decay", "a number from 0 and below 1, default `0.0`", "Of the averaged weights, which are tested"),
-        ("backbone.dropblock", "a number from 0 to 1 or null, default `null`", "Share of cells dropped"),
+        ("solver.momentum", "a number from 0 to 1, default `0.9`", "For SGD; AdamW has torch's betas"),
+        ("solver.ema_decay", "a number from 0 and below 1, default `0.0`", "Decay of the averaged weights, which are tested"),
+        ("backbone.dropblock", "a number from 0 to 1 or null, default `null`", "Fraction of cells dropped"),
         ("box.coder_weights", "a list of 4: a number above 0 each", "default `[10.0, 10.0, 5.0, 5.0]`"),
-        ("backbone.stride_in", "`1x1`, `3x3` or null", "Which convolution of a bottleneck strides"),
+        ("backbone.stride_in", "`1x1`, `3x3` or null", "The convolution of a bottleneck that has the stride"),
     ):
         entry = page.partition(f"`{key}`{{")[2].partition("\n\n")[0]
         assert all(part in entry for part in parts), entry

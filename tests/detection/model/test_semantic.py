@@ -90,7 +90,7 @@ def test_what_it_can_not_do_is_refused(make_target, targets) -> None:
     network, proposals = build("fcn"), Regions.pad([Proposals(torch.zeros(1, 4), torch.zeros(1))] * 2)
     with pytest.raises(ValueError, match="a data set with label maps"):
         network(IMAGES, [make_target(), make_target()])
-    with pytest.raises(ValueError, match="no use for proposals"):
+    with pytest.raises(ValueError, match="proposals; choose architecture faster_rcnn"):
         network(IMAGES, None, proposals)
     with pytest.raises(ValueError, match=r"test\.refine"):
         build_tester(settings.PostprocessConfig(refine=True), [network])

@@ -132,7 +132,7 @@ def test_keypoints_are_judged_where_detections_have_them(write, tmp_path) -> Non
     assert "COCO keypoint AP" in found.tables
     default = first(write_evaluation(gt, files, tmp_path / "default"), "a")
     assert default["keypoints"]["AP"] < numbers["AP"]  # 0.05 is stricter
-    for wrong, message in ((gt, "each of the 17 keypoints"), (write("plain.json", make_truth()), "plain.json has not")):
+    for wrong, message in ((gt, "each of the 17 keypoints"), (write("plain.json", make_truth()), "plain.json lacks")):
         with pytest.raises(ValueError, match=message):
             write_evaluation(wrong, files, tmp_path / "out", keypoint_sigmas=[0.1])
 

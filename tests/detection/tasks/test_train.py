@@ -502,7 +502,7 @@ class TestSignals:
         (tmp_path / "result.json").write_text('{"bbox": {')
         result = run_training(lab.changed(tiny, data__limit=5), tmp_path, resume=True)
         assert json.loads((tmp_path / "result.json").read_text()) == result
-        assert "manifest.json.damaged now" in capsys.readouterr().out
+        assert "manifest.json.damaged" in capsys.readouterr().out
         (tmp_path / "result.json").write_text('{"bbox": {')
         assert run_training(tiny, tmp_path, resume=True)["bbox"] == result["bbox"]
         assert "warning: data.train has changed since the last start: 5 -> 6 images" in capsys.readouterr().out
