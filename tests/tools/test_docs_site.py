@@ -36,10 +36,10 @@ def test_key_has_what_it_takes_its_default_and_the_comments_of_its_field(tool: d
     page = tool["config_page"](DetectionConfig)
     for key, *parts in (
         ("solver.momentum", "a number from 0 to 1, default `0.9`", "For SGD; AdamW has torch's betas"),
-        ("solver.ema_decay", "a number from 0 and below 1, default `0.0`", "Decay of the averaged weights, which are tested"),
+        ("solver.ema_decay", "a number from 0 and below 1, default `0.0`", "Decay of the averaged weights"),
         ("backbone.dropblock", "a number from 0 to 1 or null, default `null`", "Fraction of cells dropped"),
         ("box.coder_weights", "a list of 4: a number above 0 each", "default `[10.0, 10.0, 5.0, 5.0]`"),
-        ("backbone.stride_in", "`1x1`, `3x3` or null", "The convolution of a bottleneck that has the stride"),
+        ("backbone.stride_in", "`1x1`, `3x3` or null", "The convolution of a bottleneck"),
     ):
         entry = page.partition(f"`{key}`{{")[2].partition("\n\n")[0]
         assert all(part in entry for part in parts), entry
