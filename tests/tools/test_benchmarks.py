@@ -82,7 +82,7 @@ def test_all_evaluations_give_the_same_numbers(kind: str, masks: str, program) -
 def test_exports_have_a_row_each(options: str, names: list[str], tmp_path, program) -> None:
     pytest.importorskip("openvino")
     Image.fromarray(np.random.default_rng(0).integers(256, size=(60, 80, 3), dtype=np.uint8)).save(tmp_path / "a.png")
-    out = program("tools/benchmark_export.py", options, tmp_path)[1]
+    out = program("tools/benchmark_export.py", f"{tmp_path} {options}")[1]
     rows = [line.split("|")[1:-1] for line in out.splitlines() if line.startswith("| ")]
     assert [row[0].strip() for row in rows if row[0].strip() != "family"] == names
     assert not any(cell.strip().startswith("0 of 0") for row in rows for cell in row)  # nothing would be compared
