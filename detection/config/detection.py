@@ -367,7 +367,7 @@ class DetectionConfig(ProgramConfig):
 
     @property
     def one_stage(self) -> bool:
-        """Whether the detector works without proposals."""
+        """Tells whether the detector works without proposals."""
         return self.architecture in ("retinanet", "fcos")
 
     @property
@@ -383,22 +383,22 @@ class DetectionConfig(ProgramConfig):
 
     @property
     def is_panoptic(self) -> bool:
-        """Whether the network merges objects and a label map to panoptic segments."""
+        """Tells whether the network merges objects and a label map to panoptic segments."""
         return self.architecture in ("panoptic_fpn", "cascade_panoptic_fpn")
 
     @property
     def finds_masks(self) -> bool:
-        """Whether the detector predicts masks of objects."""
+        """Tells whether the detector predicts masks of objects."""
         return "mask" in self.architecture or self.is_panoptic or self.architecture in ("pointrend_rcnn", "mnc")
 
     @property
     def finds_objects(self) -> bool:
-        """Whether the network detects objects; otherwise it predicts only label maps."""
+        """Tells whether the network detects objects; otherwise it predicts only label maps."""
         return self.architecture not in LABELLERS
 
     @property
     def finds_label_maps(self) -> bool:
-        """Whether the network predicts label maps, and is trained on them."""
+        """Tells whether the network predicts label maps, and is trained on them."""
         return self.is_panoptic or not self.finds_objects
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex
+from detection.data.label_maps import without_file
 from detection.data.problems import Problem, listed
 from detection.structures import VOID
 
@@ -97,8 +98,7 @@ def _count(index: AnnotationIndex, row: int) -> Counted:
     except ValueError as error:
         path = index.paths[row]
         file = maps.files[row] or path
-        said = str(error).removeprefix("label image ").removeprefix(f"{file}: ")  # a Problem has a field for its file
-        return Problem("error", "label map", file, said, images=(path,))
+        return Problem("error", "label map", file, without_file(error, file), images=(path,))
 
 
 def _of_all(index: AnnotationIndex, counts: LabelCounts) -> list[Problem]:

@@ -29,7 +29,7 @@ from detection.masks import decode
 from detection.segments import Segment, Segments
 from detection.structures import VOID
 
-__all__ = ["LACKING", "LabelMaps"]
+__all__ = ["LACKING", "LabelMaps", "without_file"]
 
 LACKING = (
     "the data set has no label maps; they need a card of the format label_images or coco_panoptic, or with the key "
@@ -213,6 +213,11 @@ def _repair(mode: str, modes: tuple[str, ...]) -> str:
         ", the value of a class in each pixel; of an image of colours make one by its colour table, such as with "
         "numpy: labels[(image == colour).all(axis=-1)] = value"
     )
+
+
+def without_file(error: ValueError, file: str) -> str:
+    """Returns the text of ``error`` without the name of its ``file``, for which a Problem has a field."""
+    return str(error).removeprefix("label image ").removeprefix(f"{file}: ")
 
 
 def _ranges(values: Collection[int]) -> str:

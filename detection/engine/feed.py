@@ -36,7 +36,7 @@ class Feed:
 
     @property
     def stops(self) -> bool:
-        """Whether a signal has asked some process to end."""
+        """Tells whether a signal has asked some process to end."""
         return self._stopped or (world_size() == 1 and self._stop.name is not None)
 
     @property

@@ -108,7 +108,7 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether the job is trained and tested."""
+        """Tells whether the job is trained and tested."""
         if self.program.run == "methods":
             tested = all(outcome.result or outcome.row.needs == "ensemble" for outcome in self.outcomes)
             return tested and all(job.is_done for job in self.before.values())

@@ -70,6 +70,7 @@ from detection.visualize import draw_record, save_picture
 
 __all__ = [
     "Measured",
+    "check_stuff",
     "load_test_set",
     "measure",
     "proposal_recall",
@@ -93,11 +94,18 @@ def load_test_set(config: DetectionConfig, say: Callable[[str], None]) -> Annota
     """
     data, fields, parts = config.data, needed_fields(config), data_parts(config)
     index = load_index(data, data.test, key="data.test", say=say, fields=fields, limit=data.limit, **parts)
+    check_stuff(config, index, f"data.test {', '.join(data.test)}")
+    return index
+
+
+def check_stuff(config: DetectionConfig, index: AnnotationIndex, where: str) -> None:
+    """Raises ValueError, which begins with ``where``, if ``index`` can't judge the panoptic network of ``config``."""
+    if not index.has_ground_truth:
+        return
     try:
         with_stuff(config, index.label_maps)
     except ValueError as error:
-        raise ValueError(f"data.test {', '.join(data.test)}: {error}") from error
-    return index
+        raise ValueError(f"{where}: {error}") from error
 
 
 def run_test(

@@ -30,7 +30,7 @@ from detection.model.architecture import Architecture
 from detection.progress import SCREEN, bar
 from detection.tasks.fit import fit_memory
 from detection.tasks.pictures import draw_watched
-from detection.tasks.test import measure, warn_of_many_proposals, write_measured
+from detection.tasks.test import check_stuff, measure, warn_of_many_proposals, write_measured
 from detection.tasks.train_batch import drawing_first
 from detection.weights.origin import read_origin
 
@@ -84,6 +84,9 @@ def run_training(
     )
     index, val, test = sets.pop("train"), sets.get("val"), sets.get("test")
     config = with_stuff(with_keypoints(config, index.keypoints), index.label_maps)
+    for key, judged in (("data.val", val), ("data.test", test)):
+        if judged is not None:
+            check_stuff(config, judged, key)
     if config.solver.best_metric is not None:  # fails early on a misspelt name
         fields, labels = judged_fields(config), label_classes(index)
         figures = evaluate([], index.class_names, "area", fields=fields, labels=labels, boundary=config.test.boundary)

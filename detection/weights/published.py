@@ -113,7 +113,7 @@ class Entry:
 
     @property
     def has_card(self) -> bool:
-        """Whether ``data`` has a card, so that it can be tested on."""
+        """Tells whether ``data`` has a card, so that it can be tested on."""
         return self._data_set not in CLASSES
 
     @property

@@ -17,7 +17,7 @@ from detection.config.load import build_dataclass
 from detection.config.schema import checked
 from detection.data.images import ImageError
 from detection.data.index import AnnotationIndex
-from detection.data.label_maps import LabelMaps
+from detection.data.label_maps import LabelMaps, without_file
 from detection.data.objects import ImageArrays, ObjectRows, build_index, files_in, nearest_class
 from detection.data.packed_strings import PackedStrings
 from detection.data.panoptic_files import MAX_ID
@@ -300,8 +300,7 @@ def _objects(
             try:
                 ids = maps.read_segments(row, (height, width)).ids
             except ImageError as error:
-                said = str(error).removeprefix("label image ").removeprefix(f"{path}: ")
-                file.problems.append(Problem("error", "label image", path, said))
+                file.problems.append(Problem("error", "label image", path, without_file(error, path)))
                 continue
         for own in things:
             name = f"segment {own.id} of image {images.ids[row]}"

@@ -72,7 +72,7 @@ def test_an_image_without_edges_found_or_drawn() -> None:
 
 
 def components(marked: np.ndarray, *, corners: bool = True) -> int:
-    """How many parts there are, connected by sides and perhaps by corners."""
+    """Returns the number of parts, connected by sides and perhaps by corners."""
     found = np.zeros(marked.shape, dtype=np.int32)
     label(marked, np.ones((3, 3)) if corners else None, output=found)
     return int(found.max())
