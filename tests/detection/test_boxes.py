@@ -1,7 +1,5 @@
 """Mirrors detection/boxes.py."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Mirrors detection/build.py and its trunk and tester: every option of a config reaches the part it is for."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Mirrors detection/cli.py and detection/commands: names, mistakes, exit statuses, and what a start costs."""
 
-from __future__ import annotations
-
 import os
 import re
 import resource

@@ -1,7 +1,5 @@
 """Mirrors detection/files.py."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

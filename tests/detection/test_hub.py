@@ -1,7 +1,5 @@
 """A run goes to a hub and comes back: against a stand-in of the hub's HTTP API on this machine."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

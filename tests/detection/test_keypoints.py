@@ -1,7 +1,5 @@
 """Mirrors detection/keypoints.py."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from pycocotools.cocoeval import Params

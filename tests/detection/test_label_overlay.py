@@ -1,7 +1,5 @@
 """Mirrors detection/label_overlay.py."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from detection.label_colors import VOID_COLOR, color_map

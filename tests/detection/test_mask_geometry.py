@@ -1,7 +1,5 @@
 """Mirrors detection/mask_geometry.py and mask_pasting.py; torchvision and ``grid_sample`` are the references."""
 
-from __future__ import annotations
-
 import tracemalloc
 from typing import get_args
 

@@ -1,7 +1,5 @@
 """Mirrors detection/masks.py; pycocotools is the reference."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Mirrors detection/packaged.py, here in a clone; tests/test_wheel.py has the same of an installed package."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Mirrors detection/padded.py."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Mirrors detection/predictor.py and what goes with it: prediction.py, tasks/predict.py, data/sources.py, video.py."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Mirrors detection/progress.py."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

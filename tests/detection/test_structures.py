@@ -1,7 +1,5 @@
 """Mirrors detection/structures.py."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,9 +1,6 @@
 """Mirrors detection/visualize.py."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,7 +112,7 @@ def test_a_note_stands_at_the_lower_left_where_there_is_room_in_letters_of_contr
         assert (high + 0.05) / (low + 0.05) >= 4.5, color  # as WCAG asks for
 
 
-def test_pictures_are_saved_in_a_format_that_takes_them_or_refused(tmp_path: Path) -> None:
+def test_pictures_are_saved_in_a_format_that_takes_them_or_refused(tmp_path) -> None:
     path = tmp_path / "new" / "folder" / "red.png"
     save_picture(path, np.full((4, 5, 3), (250, 10, 20), np.uint8))
     with Image.open(path) as image:

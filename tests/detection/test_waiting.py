@@ -1,7 +1,5 @@
 """Mirrors detection/waiting.py."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import pytest

@@ -1,7 +1,5 @@
 """Mirrors detection/windows.py."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

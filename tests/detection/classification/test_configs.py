@@ -1,7 +1,5 @@
 """Configs of classification on small stand-ins in the layouts of their data: each trains a step and is tested."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Mirrors exits.py."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Mirrors detection/classification/mixing.py, and random erasing, which is a transform of data.augment."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Mirrors detection/classification/model.py."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The command pretrain: train, go on, and test on a handful of tiny images."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

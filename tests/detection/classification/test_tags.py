@@ -1,10 +1,7 @@
 """Mirrors tags.py, and whole runs on a small stand-in in the layout of the Amazon's chips."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +65,7 @@ def test_chosen_thresholds_are_as_good_as_any_of_the_grid() -> None:
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_losses_by_hand(loss: Any, make_target) -> None:
+def test_losses_by_hand(loss, make_target) -> None:
     network = Classifier(build_backbone("cifar_resnet20"), 3)
     network.fc.weight.data.zero_()
     network.fc.bias.data = logits = torch.tensor([0.5, -1.0, 2.0])

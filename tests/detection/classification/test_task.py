@@ -1,7 +1,5 @@
 """Mirrors detection/classification/task.py: whole runs on folders of pictures that differ in colour."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -1,9 +1,6 @@
 """Mirrors detection/classification/views.py."""
 
-from __future__ import annotations
-
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +21,7 @@ CIFAR = ({"Pad": {"padding": 4}}, {"RandomCrop": {"height": 32, "width": 32}}, {
 
 
 @pytest.fixture
-def index(make_index, tmp_path: Path) -> AnnotationIndex:
+def index(make_index, tmp_path) -> AnnotationIndex:
     """Five pictures of noise, 32 x 32 pixels; each with an object at the edge, which a crop may leave out."""
     random, paths = np.random.default_rng(0), [str(tmp_path / f"{row}.png") for row in range(5)]
     for path in paths:
@@ -60,7 +57,7 @@ def test_the_recipe_of_cifar_pads_crops_and_mirrors(index) -> None:
     assert {mirrored for *_, mirrored in places} == {False, True}
 
 
-def test_the_object_is_the_whole_augmented_image_turned_as_its_tag_says(index, make_index, tmp_path: Path) -> None:
+def test_the_object_is_the_whole_augmented_image_turned_as_its_tag_says(index, make_index, tmp_path) -> None:
     steps = ({"CenterCrop": {"height": 20, "width": 10}},)  # without the object's own box
     dataset = ClassImages(index, resize=Resize(30, 100), augment=Augment(steps))
     for row in range(5):

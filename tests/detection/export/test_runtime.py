@@ -1,7 +1,5 @@
 """Images of any size and number meet a graph of one size and batch, and what it finds is matched with PyTorch's."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -46,7 +44,7 @@ def test_a_call_is_filled_up_with_blank_images_and_may_find_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["model.pt2", "model.onnx", "model.xml"])
-def test_a_damaged_file_is_refused_by_name_and_a_run_directory_is_no_export(name: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_by_name_and_a_run_directory_is_no_export(name: str, tmp_path) -> None:
     (tmp_path / "checkpoints").mkdir()
     assert find_export(tmp_path) is None
     with pytest.raises(ValueError, match="no exported model"):
