@@ -17,22 +17,16 @@ def random_boxes(count: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
 def test_agrees_with_torchvision_and_decoding_inverts_encoding(weights) -> None:
-    boxes, anchors, ours, theirs = (
-        random_boxes(50, 0),
-        random_boxes(50, 1),
-        BoxCoder(weights),
-        TorchvisionBoxCoder(weights),
-    )
+    boxes, anchors = random_boxes(50, 0), random_boxes(50, 1)
+    ours, theirs = BoxCoder(weights), TorchvisionBoxCoder(weights)
     deltas = ours.encode(boxes, anchors)
     torch.testing.assert_close(deltas, theirs.encode_single(boxes, anchors))
     torch.testing.assert_close(ours.decode(deltas, anchors), theirs.decode_single(deltas, anchors))
     torch.testing.assert_close(ours.decode(deltas, anchors), boxes)
     # One anchor decodes to one box per class.
-    torch.testing.assert_close(
-        ours.decode(torch.zeros(50, 20, 4), anchors[:, None]), anchors[:, None].expand(50, 20, 4)
-    )
-    assert ours.decode(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0, 4)
-    assert ours.encode(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0, 4)
+    of_classes, none = anchors[:, None].expand(50, 20, 4), torch.zeros(0, 4)
+    torch.testing.assert_close(ours.decode(torch.zeros(50, 20, 4), anchors[:, None]), of_classes)
+    assert ours.decode(none, none).shape == ours.encode(none, none).shape == (0, 4)
 
 
 def test_by_hand() -> None:

@@ -25,9 +25,7 @@ def random_boxes(count: int, seed: int) -> Tensor:
 
 
 class Labelled(NamedTuple):
-    """Matches as one of three states each."""
-
-    states: Tensor
+    states: Tensor  # each one of three
     indices: Tensor
 
 
@@ -54,6 +52,7 @@ HEIGHTS = cut(10, 7.5, 7.4, 5, 4.9, 2.5, 2.4, 0.1)
 CROWD = ([[0, 0, 100, 100], [200, 0, 210, 10]], [True, False])
 # inside, half inside, three quarters inside, outside, the other object itself
 AROUND = [[10.0, 10, 20, 20], [95, 0, 105, 10], [92.5, 0, 102.5, 10], [300, 300, 310, 310], [200, 0, 210, 10]]
+IN_CROWD = ([CROWD[0][0], AROUND[0]], [True, False])
 
 
 @pytest.mark.parametrize(
@@ -70,13 +69,8 @@ AROUND = [[10.0, 10, 20, 20], [95, 0, 105, 10], [92.5, 0, 102.5, 10], [300, 300,
         # Ignored objects are never matched, and boxes inside them are no negatives; a wanted one stays positive.
         (Matcher(0.7, 0.3, **RPN), cut(10, 9), ([TEN, *cut(9)], [True, False]), [P, P]),
         (Matcher(0.5, 0.5, ignore_overlap=0.75), AROUND, CROWD, [X, N, X, N, P]),
-        (
-            Matcher(0.5, 0.5),
-            [[10, 10, 20, 20], [10, 10, 20, 14]],
-            ([CROWD[0][0], [10, 10, 20, 20]], [True, False]),
-            [P, X],
-        ),
-        (Matcher(0.5, 0.3, **RPN), [[10, 10, 20, 14]], ([CROWD[0][0], [10, 10, 20, 20]], [True, False]), [P]),
+        (Matcher(0.5, 0.5), [AROUND[0], [10, 10, 20, 14]], IN_CROWD, [P, X]),
+        (Matcher(0.5, 0.3, **RPN), [[10, 10, 20, 14]], IN_CROWD, [P]),
         (Matcher(0.7, 0.3, **RPN), [TEN, FIFTY], ([TEN], [True]), [X, N]),
         (Matcher(0.7, 0.3), [TEN, FIFTY], ([TEN], [True]), [X, N]),
         # No objects, no boxes
@@ -135,10 +129,8 @@ def test_an_object_inside_several_equal_anchors_takes_them_all(make_target) -> N
 def test_unusable_boxes_are_ignored_and_nobodys_best(make_target) -> None:
     boxes, targets = torch.tensor([[*cut(10, 4, 3), FAR]]), Targets.pad([make_target([TEN])])
     for match_best, second in ((True, P), (False, N)):
-        found = label(
-            Matcher(0.7, 0.5, match_best=match_best)(boxes, targets, torch.tensor([[False, True, True, False]]))
-        )
-        assert found.states.tolist() == [[X, second, N, X]]
+        matcher, usable = Matcher(0.7, 0.5, match_best=match_best), torch.tensor([[False, True, True, False]])
+        assert label(matcher(boxes, targets, usable)).states.tolist() == [[X, second, N, X]]
 
 
 @pytest.mark.parametrize("match_best", [False, True])

@@ -16,6 +16,7 @@ from detection.model.select import as_on_gpu
 from detection.structures import Detections
 
 SQUARE, SHIFTED, FAR = (0.0, 0, 10, 10), (0.0, 0, 10, 8), (50.0, 50, 60, 60)  # IoU of the first two: 0.8
+THREE = [SQUARE, SHIFTED, FAR]
 
 
 def one(scores: Any, boxes: Any) -> ScoredBoxes:
@@ -38,12 +39,7 @@ def rows_of(detections: Detections) -> list[tuple[float, int]]:
 @pytest.mark.parametrize(
     ("scores", "boxes", "options", "expected"),
     [
-        (
-            [[0.6, 0.7], [0.9, 0.3], [0.8, 0.0]],
-            [SQUARE, SHIFTED, FAR],
-            {"nms_iou": 0.5},
-            [(0.9, 0), (0.8, 0), (0.7, 1)],
-        ),
+        ([[0.6, 0.7], [0.9, 0.3], [0.8, 0.0]], THREE, {"nms_iou": 0.5}, [(0.9, 0), (0.8, 0), (0.7, 1)]),
         ([[0.6], [0.9]], [SQUARE, SHIFTED], {"nms_iou": 0.79}, [(0.9, 0)]),
         ([[0.6], [0.9]], [SQUARE, SHIFTED], {"nms_iou": 0.81}, [(0.9, 0), (0.6, 0)]),
         ([[0.5, 0.5001], [0.4999, 0.0]], [SQUARE, FAR], {"score_threshold": 0.5}, [(0.5001, 1)]),
@@ -55,10 +51,7 @@ def test_detections_by_hand(scores, boxes, options, expected) -> None:
     assert rows_of(found) == expected
     rows = [next(row for row, own in enumerate(scores) if score in own) for score, _ in expected]
     torch.testing.assert_close(found.boxes, torch.tensor([boxes[row] for row in rows]))
-
-
-def test_every_class_has_its_own_box() -> None:
-    found = process(one([[0.3, 0.6]], [[SQUARE, FAR]]))
+    found = process(one([[0.3, 0.6]], [[SQUARE, FAR]]))  # every class has its own box
     assert rows_of(found) == [(0.6, 1), (0.3, 0)]
     torch.testing.assert_close(found.boxes, torch.tensor([FAR, SQUARE]))
 
@@ -190,17 +183,10 @@ def batch(*images: ScoredBoxes) -> ScoredBoxes:
     return ScoredBoxes(scores, torch.where(valid[..., None, None], boxes, torch.tensor(SQUARE)), valid)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"max_detections": 2},
-        {"vote_iou": 0.5},
-        {"soft_nms_sigma": 0.5},
-        {"score_threshold": 0.0, "max_detections": 1000, "vote_iou": 0.3},
-    ],
-    ids=str,
-)
+LOOSE = {"score_threshold": 0.0, "max_detections": 1000, "vote_iou": 0.3}
+
+
+@pytest.mark.parametrize("options", [{}, {"max_detections": 2}, {"vote_iou": 0.5}, {"soft_nms_sigma": 0.5}, LOOSE])
 def test_each_image_of_a_batch_is_as_if_alone(options) -> None:
     page = one([[*row, 0] for row in TestVoting.SCORES], TestVoting.BOXES)  # with a third class, of which there is none
     images = [random_boxes(90, 3), one([[0.0, 0.0, 0.0]], [SQUARE]), page, random_boxes(7, 3)]

@@ -70,14 +70,11 @@ def test_keypoints_move_with_their_boxes() -> None:
     assert own.keypoints.equal(with_score(own.boxes.view(-1, 2, 2)))
 
 
-def test_an_object_larger_than_a_window_is_one_detection() -> None:
+def test_an_object_larger_than_a_window_is_one_detection_and_a_small_image_one_view() -> None:
     (own,) = sliced()(large_image((60, 20, 140)))
     assert own.boxes.tolist() == [[60, 20, 200, 160]]
     (pieces,) = sliced(whole=False)(large_image((60, 20, 140)))
     assert len(pieces) > 1
-
-
-def test_an_image_no_larger_than_a_window_is_looked_at_once() -> None:
     look, small = Mock(wraps=bright_squares), ImageBatch.from_images([torch.zeros(3, 100, 90, dtype=torch.uint8)])
     (own,) = Sliced(look, cutting=Cutting(128), fit=lambda size: size)(small)
     assert ([len(call.args[0]) for call in look.call_args_list], len(own)) == ([1], 0)
@@ -94,10 +91,9 @@ def test_views_are_resized_as_whole_images_are(make_target) -> None:
     see = Mock(side_effect=lambda images: [found() for _ in range(len(images))])
     image = torch.randint(0, 255, (3, 60, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Sliced(see, cutting=Cutting(128), fit=Resize(100, 200).size)(ImageBatch.from_images([image]))
-    expected = Resize(100, 200)(image.permute(1, 2, 0).numpy(), make_target())[0]
-    assert (
-        see.call_args_list[0].args[0].pixels[0].permute(1, 2, 0).int() - torch.from_numpy(expected).int()
-    ).abs().max() <= 1
+    expected = torch.from_numpy(Resize(100, 200)(image.permute(1, 2, 0).numpy(), make_target())[0])
+    seen = see.call_args_list[0].args[0].pixels[0].permute(1, 2, 0)
+    assert (seen.int() - expected.int()).abs().max() <= 1
 
 
 def merged(*rows: tuple[list[float], float, int], cut: tuple[bool, ...] = (), rule: Merge = "ios") -> list[float]:
@@ -107,9 +103,8 @@ def merged(*rows: tuple[list[float], float, int], cut: tuple[bool, ...] = (), ru
     left = merge_slices(own, torch.tensor(cut or [False] * len(own)), rule=rule, nms_iou=0.3)
     assert left.masks is not None
     assert left.masks[:, 0, 0].tolist() == left.scores.tolist()
-    assert left.boxes.tolist() == [
-        box for score in left.scores for box, own_score, _ in rows if abs(own_score - score) < 1e-6
-    ]
+    expected = [box for score in left.scores for box, own_score, _ in rows if abs(own_score - score) < 1e-6]
+    assert left.boxes.tolist() == expected
     return [round(score, 4) for score in left.scores.tolist()]
 
 
