@@ -62,11 +62,8 @@ def make_config(tmp_path_factory) -> Callable[..., ClassificationConfig]:
     draw(root / "train", 8)
     draw(root / "test", 4, seed=1)
     card = folder_card(root)
-    moves: Any = (
-        {"Pad": {"padding": 4}},
-        {"RandomCrop": {"height": SIDE, "width": SIDE}},
-        {"HorizontalFlip": {"p": 0.5}},
-    )
+    crop: Any = {"RandomCrop": {"height": SIDE, "width": SIDE}}
+    moves = ({"Pad": {"padding": 4}}, crop, {"HorizontalFlip": {"p": 0.5}})
     sides: Any = {"shorter_side": SIDE, "longer_side": SIDE}
     schedule: Any = {"iterations": STEPS, "images_per_step": 12, "base_lr": 0.02, "steps": (14,)}
 
@@ -331,15 +328,14 @@ def seen(config: ClassificationConfig, runs: Sequence[Path], output: Path) -> tu
     return torch.cat(found), result
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"views": "crop"}, {"views": "ten_crop", "crop": 28}, {"views": "dense", "scales": (32, 48)}],
-    ids=lambda options: options["views"],
-)
-def test_probabilities_are_the_average_over_runs_and_views(make_config, finished, tmp_path: Path, options) -> None:
+VIEWS = {"crop": {}, "ten_crop": {"crop": 28}, "dense": {"scales": (32, 48)}}
+
+
+@pytest.mark.parametrize("views", VIEWS)
+def test_probabilities_are_the_average_over_runs_and_views(make_config, finished, tmp_path: Path, views) -> None:
     other = tmp_path / "other"
     run_pretraining(replace(one_step(make_config()), seed=5), other)
-    config, runs = make_config(**options), (finished[0], other)
+    config, runs = make_config(views=views, **VIEWS[views]), (finished[0], other)
     alone = [seen(config, [run], tmp_path / "alone")[0] for run in runs]
     both, result = seen(config, runs, tmp_path / "both")
     assert both.shape == (12, 3)
@@ -347,8 +343,8 @@ def test_probabilities_are_the_average_over_runs_and_views(make_config, finished
     assert not torch.allclose(alone[0], alone[1])
     right = both.argmax(dim=1) == torch.arange(3).repeat_interleave(4)
     assert result["classification"]["top1"] == pytest.approx(right.float().mean().item())
-    assert (result["images"], result["views"]) == (12, options["views"])
-    if scales := options.get("scales"):  # views of an image are averaged after the softmax
+    assert (result["images"], result["views"]) == (12, views)
+    if scales := VIEWS[views].get("scales"):  # views of an image are averaged after the softmax
         single = [seen(make_config(views="dense", scales=(s,)), [other], tmp_path / "single")[0] for s in scales]
         torch.testing.assert_close(alone[1], (single[0] + single[1]) / 2)
 
@@ -412,9 +408,7 @@ def test_a_detector_starts_from_spatial_pyramid_pooling_with_its_source_of_weigh
         with pytest.raises(ValueError, match=r"backbone\.weights_source is 'torchvision' here, and was 'msra'"):
             detector(weights, fpn=True)  # no name of a tensor shows it
     state = detector(tmp_path, fpn=True, weights_source="msra")
-    assert [
-        name for name, tensor in layers(tmp_path).items() if not torch.equal(state[f"backbone.{name}"], tensor)
-    ] == []
+    assert all(torch.equal(state[f"backbone.{name}"], tensor) for name, tensor in layers(tmp_path).items())
 
 
 def test_a_detector_starts_from_the_average_of_a_network_with_an_exit(make_config, tmp_path: Path) -> None:
@@ -440,9 +434,7 @@ def test_a_start_of_another_architecture_or_from_nothing_is_refused(started, tmp
             detector(weights, **options)
 
 
-def test_a_classifier_starts_from_another_of_other_classes_and_goes_on_without_it(
-    config, started, tmp_path: Path
-) -> None:
+def test_a_classifier_starts_from_one_of_other_classes_and_goes_on_without_it(config, started, tmp_path) -> None:
     draw(tmp_path / "train", 2, classes=("red", "green"))
     sets = {"train": (f"{folder_card(tmp_path, ['red', 'green'])}:train",)}
     start = shutil.copytree(started, tmp_path / "start")

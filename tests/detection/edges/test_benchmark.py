@@ -58,6 +58,7 @@ def test_figures_by_hand() -> None:
     # from recall 0.6 to 0.9 precision falls from 12/14 to 18/40, in steps of 0.01
     heights = [12 / 14 + (18 / 40 - 12 / 14) * step / 30 for step in range(31)]
     assert figures["AP"] == pytest.approx(0.01 * sum(heights), abs=0.01)
+    # An image without edges found or drawn
     none = measure_image(np.zeros(SIZE), [np.zeros(SIZE, dtype=bool)], count=2)
     assert edge_figures([none]) == {"ODS": 0, "threshold": pytest.approx(1 / 3), "OIS": 0, "AP": 0}
 

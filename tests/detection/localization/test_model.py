@@ -50,9 +50,8 @@ def make_rpn(*, samples: int = 8, **options: Any) -> ClassRPN:
     parts: Any = {"matcher": Matcher(0.7, 0.3, match_best=True), "sampler": BalancedSampler(samples, 0.5)}
     keep = ProposalFilter(pre_nms=100, post_nms=6, nms_iou=0.7, min_size=2.0)
     anchors = AnchorGenerator(STRIDE, sizes=[16.0, 32.0], ratios=[1.0])
-    return ClassRPN(
-        TinyBackbone(), anchors, num_classes=K, channels=8, keep=keep, allow_outside=True, **parts, **options
-    )
+    parts |= {"num_classes": K, "channels": 8, "keep": keep, "allow_outside": True}
+    return ClassRPN(TinyBackbone(), anchors, **parts, **options)
 
 
 def make_images(count: int = 2) -> ImageBatch:
@@ -91,10 +90,8 @@ class TestClassLayers:
         for asked in ([2], [4, 0], [3, 1, 2], []):
             classes = torch.tensor(asked, dtype=torch.int64)
             torch.testing.assert_close(layers(cells, classes), tuple(part[:, classes] for part in whole))
-        for rows, labels in (
-            (torch.tensor([17, 0, 4, 4, 9, 12]), torch.tensor([0, 4, 2, 3, 3, 1])),
-            (torch.zeros(0).long(),) * 2,
-        ):
+        none = torch.zeros(0, dtype=torch.int64)
+        for rows, labels in ((torch.tensor([17, 0, 4, 4, 9, 12]), torch.tensor([0, 4, 2, 3, 3, 1])), (none, none)):
             torch.testing.assert_close(layers.logits_at(cells[rows // 3], rows % 3), logits[rows])
             torch.testing.assert_close(layers.deltas_at(cells[rows // 3], rows % 3, labels), deltas[rows, labels])
 
@@ -117,9 +114,7 @@ class TestRPNLosses:
         assert losses["rpn_class"].item() == pytest.approx(cost(None), rel=1e-5)
         assert losses["rpn_box"].item() == 0
 
-    def test_all_classes_learn_but_boxes_of_the_object_s_own_and_the_whole_output_is_never_made(
-        self, make_target, monkeypatch
-    ) -> None:
+    def test_all_classes_learn_but_boxes_of_the_object_s_own_and_nothing_whole_is_made(self, make_target, monkeypatch):
         monkeypatch.delattr(ClassLayers, "forward")
         rpn, targets = make_rpn(), Targets.pad([make_target([[16, 16, 48, 48]], [2])])
         losses = rpn(make_images(1), targets)

@@ -55,11 +55,9 @@ def write_image(root: Path, stem: str, pixels: Any, objects: Sequence[tuple[str,
         (root / part).mkdir(exist_ok=True)
     Image.fromarray(pixels).save(root / "JPEGImages" / f"{stem}.png")
     height, width, _ = pixels.shape
-    size, boxes = (
-        f"<size><height>{height}</height><width>{width}</width></size>",
-        [OBJECT.format(*own) for own in objects],
-    )
-    (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{size}{''.join(boxes)}</annotation>")
+    size = f"<size><height>{height}</height><width>{width}</width></size>"
+    boxes = "".join(OBJECT.format(*own) for own in objects)
+    (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{size}{boxes}</annotation>")
 
 
 def write_card(folder: Path, splits: Any = (), classes: Sequence[str] = tuple(COLOURS), **keys: Any) -> None:
@@ -95,11 +93,8 @@ def make_config(root: Path, test: str = "val", **changes: Any) -> LocalizationCo
         "proposals": 4,
         "rcnn_iterations": 2,
     }
-    augment = (
-        {"SmallestMaxSize": {"max_size": [SIDE, SIDE + 4]}},
-        {"RandomCrop": {"height": SIDE, "width": SIDE}},
-        {"HorizontalFlip": {"p": 0.5}},
-    )
+    grown: Any = {"SmallestMaxSize": {"max_size": [SIDE, SIDE + 4]}}
+    augment = (grown, {"RandomCrop": {"height": SIDE, "width": SIDE}}, {"HorizontalFlip": {"p": 0.5}})
     sets: Any = {"train": (f"{root}/squares.yaml:train",), "test": (f"{root}/squares.yaml:{test}",), "root": str(root)}
     sizes: Any = {"shorter_side": SIDE, "longer_side": SIDE, "group_by_aspect": False, "workers": 0}
     return LocalizationConfig(
@@ -196,9 +191,9 @@ class TestWholeRun:
             again, expected = load_file(tmp_path / name), load_file(finished / name)
             assert not [key for key, tensor in expected.items() if not torch.equal(again[key], tensor)]
 
-    def test_classifier_of_a_run_counts_as_its_weights_and_none_leaves_rows_empty(
+    def test_a_run_counts_as_its_weights_and_no_classifier_leaves_rows_empty(
         self, config, finished, unjudged, tmp_path
-    ) -> None:
+    ):
         described, expected = ClassificationConfig(backbone=config.backbone), rows_of(run(config, finished)[0])
         classifier: Any = build_classifier(described, len(COLOURS))
         classifier.network.load_torchvision(torch.load(str(config.localization.classifier), weights_only=True))
@@ -240,9 +235,7 @@ class TestWithoutGroundTruth:
     @pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
     def test_file(self, trained, bare, copy, tmp_path, request, monkeypatch) -> None:
         # Two steps make no R-CNN; this one leaves the RPN's boxes, which are right if it is trained, in their order.
-        monkeypatch.setattr(
-            RegionClassifier, "predict", lambda _, warped, boxes, labels: (torch.ones(len(boxes)), boxes)
-        )
+        monkeypatch.setattr(RegionClassifier, "predict", lambda _, __, boxes, labels: (torch.ones(len(boxes)), boxes))
         output = request.getfixturevalue("unjudged") if trained else tmp_path / "run"
         if not trained:
             (copy / "ImageSets" / "train.txt").write_text("train0\ntrain1\ntrain2\n")

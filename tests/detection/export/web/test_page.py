@@ -42,10 +42,8 @@ FRAME = 64, 96
 TOOL = runpy.run_path(str(Path(__file__).parents[4] / "tools" / "browse_export.py"))
 NAMES = ("cat", "<b>dog</b>", "cow")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(TOOL["CHROMIUM"] is None or os.name == "nt", reason="chromium is not on PATH"),
-]
+NO_BROWSER = TOOL["CHROMIUM"] is None or os.name == "nt"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(NO_BROWSER, reason="chromium is not on PATH")]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ def checkpoint() -> Checkpoint[DetectionConfig]:
 
 
 @pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photo(tmp_path_factory) -> Path:
     """An image of 90 x 135 pixels, which is resized to 64 x 96."""
     path = tmp_path_factory.mktemp("photos") / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 135, 3), dtype=np.uint8)).save(path)
@@ -70,7 +68,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(checkpoint, photo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(checkpoint, photo, tmp_path_factory) -> Path:
     """A web export."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
