@@ -1,13 +1,18 @@
-"""Mirrors detection/boxes.py."""
+"""Mirrors detection/boxes.py and windows.py."""
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchvision.ops import box_area, box_iou, clip_boxes_to_image
 
 from detection.boxes import areas, clip, inside, intersection, intersection_over_area, iou, not_empty, scale
+from detection.windows import Window, windows
 
 NONE = torch.zeros(0, 4)
+WINDOWS = [((1000, 1700), 400, 0.2), ((401, 400), 400, 0.5), ((90, 5), 64, 0)]
 
 
 def random_boxes(count: int, seed: int) -> Tensor:
@@ -90,3 +95,16 @@ def test_no_boxes() -> None:
     none_inside = inside(NONE, torch.tensor([[5, 5]]))
     assert (none_inside.shape, none_inside.dtype) == ((1, 0), torch.bool)
     assert clip(NONE, (5, 5)).shape == scale(NONE, (5, 5), (6, 6)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(("size", "side", "overlap"), WINDOWS)
+def test_windows_cover_every_pixel_and_share_the_overlap(size, side: int, overlap: float) -> None:
+    found, covered = windows(size, side, overlap), np.zeros(size, np.int64)
+    for window in found:
+        covered[window.slices] += 1
+    assert covered.min() == 1
+    assert {window.size for window in found} == {(min(side, size[0]), min(side, size[1]))}
+    for axis in (0, 1):
+        starts = sorted({window.corner[axis] for window in found})
+        assert all(later - start <= side * (1 - overlap) for start, later in pairwise(starts))
+    assert windows((64, 30), 64, 0.2) == [Window((0, 0), (64, 30))]  # no larger than a window

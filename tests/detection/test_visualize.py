@@ -1,4 +1,4 @@
-"""Mirrors detection/visualize.py."""
+"""Mirrors detection/visualize.py, label_overlay.py and label_colors.py."""
 
 from dataclasses import replace
 
@@ -9,8 +9,11 @@ from PIL import Image
 
 from detection.evaluation.record import Record
 from detection.keypoints import KeypointSpec
+from detection.label_colors import VOID_COLOR, color_map
+from detection.label_overlay import OPACITY, draw_label_map, label_palette
 from detection.lettering import letters_color
 from detection.masks import encode
+from detection.structures import VOID
 from detection.visualize import draw_boxes, draw_record, save_picture
 
 BLACK = np.zeros((480, 500, 3), np.uint8)  # too large to be grown
@@ -147,11 +150,10 @@ def test_masks_are_half_transparent_in_the_colour_of_their_class_with_an_outline
     assert not grown[310:, :].any()
 
 
-def points(*rows: list[float]) -> NDArray[np.float32]:
-    return np.array([rows], np.float32)
-
-
 def test_keypoints_are_joined_and_have_the_colours_of_their_sides() -> None:
+    def points(*rows: list[float]) -> NDArray[np.float32]:
+        return np.array([rows], np.float32)
+
     face = KeypointSpec(("nose", "left_eye", "right_eye"), edges=((0, 1), (0, 2)))
     found = (BLACK, np.array([[100.0, 100, 400, 400]]), None, np.array([0]), ("cat",))
     drawn = points([200, 200, 1], [150, 300, 1], [300, 300, 0.5])
@@ -171,3 +173,35 @@ def test_keypoints_are_joined_and_have_the_colours_of_their_sides() -> None:
     canvas = draw_record(BLACK, both, NAMES)
     assert canvas[40, 30].any()
     assert not canvas[300, 300].any()
+
+
+# Label maps
+
+STUFF, WIDE = ("background", "road", "sky"), np.zeros((300, 400, 3), np.uint8)
+
+
+def test_the_colour_map_is_that_of_voc() -> None:
+    colors = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 128], [64, 0, 0], [0, 64, 128], [*VOID_COLOR]]
+    assert color_map()[[0, 1, 2, 7, 8, 20, 255]].tolist() == colors
+    assert label_palette(STUFF)[0].tolist() == [0, 0, 0]
+    assert label_palette(STUFF[1:])[0].tolist() == [128, 0, 0]  # black is for the background alone
+
+
+def test_classes_are_painted_with_borders_and_the_background_is_left() -> None:
+    labels = np.zeros((300, 400), np.uint8)
+    labels[:, 200:300], labels[:, 300:] = 1, VOID
+    drawn = draw_label_map(WIDE, labels, STUFF)
+    void = [round(OPACITY * part) for part in VOID_COLOR]
+    assert drawn[200, [50, 250, 350]].tolist() == [[0, 0, 0], [round(OPACITY * 128), 0, 0], void]
+    assert drawn[200, 199].tolist() == [255, 255, 255]  # the border
+    assert drawn[:40, :90].any()  # the legend
+    corner = draw_label_map(WIDE, np.full_like(labels, VOID), STUFF)[0, 0]
+    assert corner.tolist() == [*VOID_COLOR]  # the ground of the letters; the picture's is mixed
+    assert draw_label_map(WIDE, labels, STUFF, scale=0.5).shape == (150, 200, 3)
+    assert draw_label_map(WIDE[:1, :1], np.ones((1, 1), np.uint8), STUFF).shape == (1, 1, 3)
+    # The borders of segments are drawn within a class.
+    labels, segments = np.full((300, 400), 1, np.uint8), np.ones((300, 400), np.int32)
+    segments[:, 200:] = 70000
+    drawn = draw_label_map(WIDE, labels, STUFF, outlines=segments)
+    assert drawn[200, 199].tolist() == [255, 255, 255]
+    assert drawn[200, 200].tolist() == drawn[200, 100].tolist()
