@@ -149,7 +149,9 @@ def test_a_plain_backbone_has_every_option_but_the_pyramids() -> None:
 
 def write_run(folder: Path, **options: Any) -> Path:
     """The directory of a classifier, with a ResNet-18 unless ``options`` say otherwise, whose weights are all 1."""
-    config = settings.DetectionConfig(backbone=settings.DetectorBackboneConfig(**{"name": "resnet18", "norm": "bn", **options}))
+    config = settings.DetectionConfig(
+        backbone=settings.DetectorBackboneConfig(**{"name": "resnet18", "norm": "bn", **options})
+    )
     backbone = build_plain_backbone(config.backbone, pretrained=False)
     state = {f"network.backbone.{name}": torch.ones_like(weight) for name, weight in backbone.state_dict().items()}
     write_converted(folder, config, ["cat"], state | {"network.fc.weight": torch.ones(1, 1)})
@@ -158,7 +160,9 @@ def write_run(folder: Path, **options: Any) -> Path:
 
 def test_weights_of_a_run_are_taken_unless_a_whole_detector_follows(tmp_path: Path) -> None:
     run = write_run(tmp_path, name="resnet50", stride_in="1x1", norm_eps=1e-3)
-    config = settings.DetectorBackboneConfig(name="resnet50", norm="bn", weights=str(run), stride_in="1x1", norm_eps=1e-3)
+    config = settings.DetectorBackboneConfig(
+        name="resnet50", norm="bn", weights=str(run), stride_in="1x1", norm_eps=1e-3
+    )
     backbone = build_plain_backbone(config, pretrained=True)
     assert backbone.get_submodule("layer2.0.conv1").stride == (2, 2)  # not of its 3x3
     assert all((weight == 1).all() for weight in backbone.state_dict().values())
@@ -194,12 +198,16 @@ def test_neither_a_detectors_run_nor_a_folder_called_torchvision_is_meant(detect
         build_plain_backbone(config, pretrained=True)
 
     def download(name: str) -> dict[str, torch.Tensor]:
-        return build_plain_backbone(settings.DetectorBackboneConfig(name=name, norm="bn"), pretrained=False).state_dict()
+        return build_plain_backbone(
+            settings.DetectorBackboneConfig(name=name, norm="bn"), pretrained=False
+        ).state_dict()
 
     (tmp_path / "torchvision").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("backbones.registry.download_torchvision", download)
-    build_plain_backbone(settings.DetectorBackboneConfig(name="resnet18", norm="bn", weights="torchvision"), pretrained=True)
+    build_plain_backbone(
+        settings.DetectorBackboneConfig(name="resnet18", norm="bn", weights="torchvision"), pretrained=True
+    )
 
 
 def test_a_pyramid_proposes_on_five_levels_and_pools_from_four_into_a_head_of_its_own() -> None:
@@ -272,7 +280,11 @@ def test_a_cascade() -> None:
 @pytest.mark.parametrize(
     ("config", "changes", "message"),
     [
-        (CONFIG, {"backbone": settings.DetectorBackboneConfig(name="vgg16", shortcut="A")}, "vgg16 has no option 'shortcut'"),
+        (
+            CONFIG,
+            {"backbone": settings.DetectorBackboneConfig(name="vgg16", shortcut="A")},
+            "vgg16 has no option 'shortcut'",
+        ),
         (PYRAMID, {"anchors": settings.AnchorConfig(sizes=(32.0,))}, r"anchors\.sizes .*5 levels, got \(32\.0,\)"),
         (PYRAMID, {"box": settings.BoxConfig()}, r"set box\.head to fc"),  # no tail after a pyramid
     ],

@@ -76,6 +76,7 @@ def test_digest_tells_apart_what_differs_and_nothing_else() -> None:
 
 # Packaged files
 
+
 def test_a_packaged_config_is_found_from_any_folder_unless_a_file_has_its_name(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     own = Path("configs/voc/vgg16_c4_07.yaml")

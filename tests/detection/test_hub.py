@@ -161,7 +161,6 @@ def run(tested_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pushed(hub: Hub, run: Path, resdet) -> Path:
-    """The run in the hub as me/parts."""
     done = resdet("push", run, "me/parts")
     assert done.status == 0, done.err
     return run

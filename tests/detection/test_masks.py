@@ -31,7 +31,6 @@ def to_mask(segmentation: object, size: tuple[int, int] = SIZE) -> Tensor:
 
 
 def reference(segmentation: object, size: tuple[int, int] = SIZE) -> Any:
-    """What pycocotools makes of an annotation."""
     coco: Any = COCO()
     coco.imgs = {1: {"height": size[0], "width": size[1]}}
     return coco.annToMask({"image_id": 1, "segmentation": segmentation})
@@ -124,13 +123,11 @@ def random_boxes(count: int, size: tuple[int, int]) -> Tensor:
 
 
 def random_masks_and_boxes(count: int = 30) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks, boxes and the row of each box's mask."""
     torch.manual_seed(0)
     return torch.rand(5, 50, 70) > 0.5, random_boxes(count, (50, 70)), torch.randint(0, 5, (count,))
 
 
 def rectangle(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = SIZE) -> Tensor:
-    """A mask (1, H, W) of whole pixels."""
     mask = torch.zeros(1, *size, dtype=torch.bool)
     mask[0, y1:y2, x1:x2] = True
     return mask

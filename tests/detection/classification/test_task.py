@@ -39,7 +39,6 @@ Finished = tuple[Path, dict[str, Any]]  # a run's directory and its result
 
 
 def draw(folder: Path, count: int, *, seed: int = 0, classes: Sequence[str] = tuple(COLOURS)) -> None:
-    """``count`` pictures of every class: its colour and noise."""
     random = np.random.default_rng(seed)
     for name in classes:
         (folder / name).mkdir(parents=True)
@@ -90,20 +89,17 @@ def having(config: ClassificationConfig, **sections: dict[str, Any]) -> Classifi
 
 
 def one_step(config: ClassificationConfig, **backbone: Any) -> ClassificationConfig:
-    """A run of a single step without a test."""
     return having(config, data={"test": ()}, solver={"iterations": 1, "images_per_step": 4}, backbone=backbone)
 
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory) -> Finished:
-    """A run that nothing interrupted."""
     output = tmp_path_factory.mktemp("runs") / "finished"
     return output, run_pretraining(config, output)
 
 
 @pytest.fixture(scope="module")
 def started(config, tmp_path_factory) -> Path:
-    """A run of one step of a ResNet-18."""
     output = tmp_path_factory.mktemp("runs") / "resnet18"
     run_pretraining(one_step(config, name="resnet18"), output)
     return output
@@ -135,7 +131,6 @@ class Killed(BaseException):
 
 
 def killed(config: ClassificationConfig, output: Path, *, at: int) -> None:
-    """A run that ends as by a kill right after it reported a step."""
     record = RunLog.metrics
 
     def interrupt(log: RunLog, iteration: int, values: Any) -> None:
@@ -367,7 +362,6 @@ def test_places_and_the_top_five_of_six_classes(config, finished, tmp_path: Path
 
 
 def detector(weights: Path, **backbone: Any) -> dict[str, Tensor]:
-    """The state of a new detector."""
     torch.manual_seed(99)
     pyramid, options = bool(backbone.get("fpn")), dict[str, Any](name="resnet18", norm="bn") | backbone
     config = DetectionConfig(

@@ -27,8 +27,6 @@ class TinyTail(Tail):
 
 
 class TinyBackbone(Backbone):
-    """One strided convolution."""
-
     def __init__(self) -> None:
         stats = InputStats(mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 5.0), channel_order="rgb")
         super().__init__({"c5": FeatureSpec(4, STRIDE)}, stats)

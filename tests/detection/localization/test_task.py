@@ -79,7 +79,6 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(root, tmp_path) -> Path:
-    """The data to change."""
     folder = Path(shutil.copytree(root, tmp_path / "root"))
     write_card(folder)
     return folder
@@ -128,7 +127,6 @@ def run(config: LocalizationConfig, output: Path) -> tuple[dict[str, Any], list[
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory) -> Path:
-    """The directory of a run that nothing interrupted."""
     run(config, output := tmp_path_factory.mktemp("runs") / "finished")
     return output
 

@@ -27,8 +27,6 @@ FIELDS = ("boxes", "labels", "objects", "goals", "positive", "valid")
 
 
 class MeanHead(nn.Module):
-    """The mean of a region over its cells: two channels in and out."""
-
     out_channels = 2
 
     def forward(self, regions: Tensor) -> Tensor:
@@ -71,7 +69,6 @@ def random_proposals(count: int, seed: int) -> Proposals:
 
 
 def learn(stage: BoxStage, features, proposals, targets, sizes: Any = SIZES) -> tuple[dict[str, Tensor], RegionSample]:
-    """The losses of regions drawn from proposals and ground truth, and these regions."""
     given, seeds = (Regions.pad(proposals), Targets.pad(targets)), torch.arange(len(targets))
     (output,) = stage.outputs(features, *given, torch.tensor(sizes), seeds)
     return stage.losses(output), output.sample

@@ -109,7 +109,6 @@ def detect(detector: FasterRCNN, *images: Tensor) -> list[Any]:
 
 
 def check_losses(losses: dict[str, Tensor], detector: FasterRCNN, names: Sequence[str]) -> None:
-    """Finite scalars that give every trainable parameter a finite gradient."""
     assert list(losses) == names
     assert all(loss.shape == () and loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     trained = {name: parameter for name, parameter in detector.named_parameters() if parameter.requires_grad}

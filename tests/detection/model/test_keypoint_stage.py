@@ -36,7 +36,6 @@ def make_stage(*, flat: bool = False) -> KeypointStage:
 
 @pytest.fixture
 def loss_of(losses_of):
-    """The loss of regions of one image."""
     return lambda stage, target, boxes, objects, feature=FEATURES[:1]: losses_of(
         stage, feature, [target], [boxes], [objects]
     )["keypoint"]
@@ -101,15 +100,8 @@ def smooth_maps(regions: int, keypoints: int, *, seed: int) -> Tensor:
     return F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
-def random_boxes(count: int, *, least: float, most: float, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    corners = 100 * torch.rand(count, 2, generator=generator, dtype=torch.float64)
-    sides = least + (most - least) * torch.rand(count, 2, generator=generator, dtype=torch.float64)
-    return torch.cat([corners, corners + sides], dim=1)
-
-
-def test_cells_are_torchvisions() -> None:
-    boxes = random_boxes(40, least=5, most=200, seed=1).float()
+def test_cells_are_torchvisions(random_boxes) -> None:
+    boxes = random_boxes(40, least=5, most=200, seed=1)
     shares = 1.4 * torch.rand(40, 9, 2, generator=torch.Generator().manual_seed(0)) - 0.2
     places = boxes[:, None, :2] + shares * (boxes[:, 2:] - boxes[:, :2]).unsqueeze(1)
     places[:, 0], places[:, 1] = boxes[:, :2], boxes[:, 2:]  # on both borders
@@ -123,9 +115,8 @@ def test_cells_are_torchvisions() -> None:
 
 
 @pytest.mark.parametrize(("least", "most"), [(0.3, 30), (30, 112), (112, 300), (300, 1333)])
-def test_peaks_are_torchvisions(least, most) -> None:
-    """At all sizes of regions, also where the maps have many maxima of about the same height."""
-    maps, boxes = smooth_maps(8, 6, seed=0), random_boxes(8, least=least, most=most, seed=1)
+def test_peaks_are_torchvisions(least, most, random_boxes) -> None:
+    maps, boxes = smooth_maps(8, 6, seed=0), random_boxes(8, least=least, most=most, seed=1).double()
     points, logits = heatmaps_to_keypoints(maps, boxes)
     found = find_peaks(maps, boxes, longest=1344)
     torch.testing.assert_close(found[..., :2], points[..., :2].double(), rtol=0, atol=1e-3)  # theirs are in float32
@@ -133,8 +124,8 @@ def test_peaks_are_torchvisions(least, most) -> None:
     torch.testing.assert_close(found[..., 2], expected, rtol=1e-4, atol=0)
 
 
-def test_peaks_of_float32_are_within_a_pixel() -> None:
-    maps, boxes = smooth_maps(20, 5, seed=2).float(), random_boxes(20, least=20, most=500, seed=3).float()
+def test_peaks_of_float32_are_within_a_pixel(random_boxes) -> None:
+    maps, boxes = smooth_maps(20, 5, seed=2).float(), random_boxes(20, least=20, most=500, seed=3)
     points, _ = heatmaps_to_keypoints(maps, boxes)
     assert (find_peaks(maps, boxes, longest=512)[..., :2] - points[..., :2]).abs().max() <= 1
 

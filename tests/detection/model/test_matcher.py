@@ -18,12 +18,6 @@ POSITIVE, NEGATIVE, IGNORED = P, N, X = 1, 0, -1
 RPN = {"match_best": True}
 
 
-def random_boxes(count: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=generator) * 60
-    return torch.cat([corner, corner + 5 + torch.rand(count, 2, generator=generator) * 40], dim=1)
-
-
 class Labelled(NamedTuple):
     states: Tensor  # each one of three
     indices: Tensor
@@ -74,9 +68,9 @@ IN_CROWD = ([CROWD[0][0], AROUND[0]], [True, False])
         (Matcher(0.7, 0.3, **RPN), [TEN, FIFTY], ([TEN], [True]), [X, N]),
         (Matcher(0.7, 0.3), [TEN, FIFTY], ([TEN], [True]), [X, N]),
         # No objects, no boxes
-        (Matcher(0.7, 0.3, **RPN), random_boxes(5, 0), ([], []), [N] * 5),
-        (Matcher(0.7, 0.3), random_boxes(5, 0), ([], []), [N] * 5),
-        (Matcher(0.5, 0.5, negative_iou_low=0.1), random_boxes(5, 0), ([], []), [X] * 5),
+        (Matcher(0.7, 0.3, **RPN), AROUND, ([], []), [N] * 5),
+        (Matcher(0.7, 0.3), AROUND, ([], []), [N] * 5),
+        (Matcher(0.5, 0.5, negative_iou_low=0.1), AROUND, ([], []), [X] * 5),
         (Matcher(0.7, 0.3, **RPN), [], ([TEN], []), []),
         (Matcher(0.7, 0.3, **RPN), [], ([], []), []),
         # Boxes tie up to one ten-thousandth: of the height 100, a part in 20,000 less than 50, then one in 5,000.
@@ -101,7 +95,7 @@ def test_index_is_the_object_of_the_highest_iou_among_all_rows(make_target) -> N
 
 @pytest.mark.parametrize("match_best", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_agrees_with_torchvision(seed, match_best, make_target) -> None:
+def test_agrees_with_torchvision(seed, match_best, make_target, random_boxes) -> None:
     boxes, objects = random_boxes(300, seed=2 * seed), random_boxes(5, seed=2 * seed + 1)
     theirs = TorchvisionMatcher(0.7, 0.3, allow_low_quality_matches=match_best)(box_iou(objects, boxes))
     ours = match(Matcher(0.7, 0.3, match_best=match_best), boxes, make_target(objects.tolist()))
@@ -134,12 +128,10 @@ def test_unusable_boxes_are_ignored_and_nobodys_best(make_target) -> None:
 
 
 @pytest.mark.parametrize("match_best", [False, True])
-def test_each_image_matches_its_own_objects_in_slices_too(match_best, monkeypatch, make_target) -> None:
-    targets = [
-        make_target(random_boxes(count, seed).tolist(), ignore=[row % 3 == 2 for row in range(count)])
-        for seed, count in enumerate((3, 0, 11, 1))
-    ]
-    boxes, padded = torch.stack([random_boxes(200, seed) for seed in range(10, 14)]), Targets.pad(targets)
+def test_each_image_matches_its_own_objects_in_slices_too(match_best, monkeypatch, make_target, random_boxes) -> None:
+    rows = [random_boxes(count, seed=seed).tolist() for seed, count in enumerate((3, 0, 11, 1))]
+    targets = [make_target(own, ignore=[row % 3 == 2 for row in range(len(own))]) for own in rows]
+    boxes, padded = random_boxes(4, 200, seed=10), Targets.pad(targets)
     usable = torch.arange(200).expand(4, -1) % torch.tensor([[2], [3], [5], [7]]) != 1
     matcher = Matcher(0.5, 0.3, match_best=match_best)
     whole = matches, shared = [label(matcher(rows, padded, usable)) for rows in (boxes, boxes[:1])]  # as anchors are

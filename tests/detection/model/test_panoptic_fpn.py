@@ -36,7 +36,6 @@ SIZES = [(64, 96), (80, 64)]
 
 
 def build(config: settings.DetectionConfig = CONFIG) -> Any:
-    """A network of two things and the config's kinds of stuff."""
     torch.manual_seed(0)
     return build_detector(config, 2, pretrained=False)
 
@@ -48,7 +47,6 @@ def detector() -> Any:
 
 @pytest.fixture
 def batch(make_masked) -> tuple[ImageBatch, Targets]:
-    """Two images of different sizes with an object each."""
     generator, targets = torch.Generator().manual_seed(0), []
     images = [torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in SIZES]
     for number, size in enumerate(SIZES):

@@ -27,7 +27,6 @@ def one(scores: Any, boxes: Any) -> ScoredBoxes:
 
 
 def process(scored: ScoredBoxes, **options: Any) -> Detections:
-    """The detections of one image."""
     (found,) = Postprocessor(**options)(scored).ragged()
     return found
 

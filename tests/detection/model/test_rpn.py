@@ -46,7 +46,6 @@ def make_rpn(head: RPNHead, *, size: float = 16.0, samples: int = 256, **options
 
 
 def propose(rpn: RPN, feature: Tensor, *sizes: tuple[int, int]) -> list[Proposals]:
-    """Proposals of each image at test time."""
     return rpn([feature], torch.tensor(sizes), PADDED).ragged()
 
 

@@ -19,14 +19,12 @@ def states(positives: int, negatives: int, ignored: int = 0) -> Tensor:
 def draw(
     sampler: BalancedSampler, *images: Tensor, seeds: tuple[int, ...] = (0,), numbers: Tensor | None = None
 ) -> Drawn:
-    """What is drawn of ``images`` with as many states each."""
     rows = torch.stack(images)
     numbers = hash32(torch.tensor(seeds), torch.arange(rows.shape[1]), 0) if numbers is None else numbers
     return sampler(rows == POSITIVE, rows == NEGATIVE, numbers)
 
 
 def parts(drawn: Drawn, image: int = 0) -> tuple[Tensor, Tensor]:
-    """Positive and negative rows of one image."""
     columns, positive, valid = drawn.columns[image], drawn.positive[image], drawn.valid[image]
     return columns[positive], columns[valid & ~positive]
 

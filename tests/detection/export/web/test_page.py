@@ -69,7 +69,6 @@ def photo(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(checkpoint, photo, tmp_path_factory) -> Path:
-    """A web export."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     if RUNTIME is None and shutil.which("npm") is None:

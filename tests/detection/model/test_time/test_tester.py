@@ -68,7 +68,6 @@ def pair() -> list[Any]:
 
 
 def record(detectors: Sequence[Any], methods: Methods, images: ImageBatch = IMAGES) -> ScoredBoxes:
-    """The scored boxes that a Tester hands to its postprocessor."""
     tester.Tester(detectors, methods=methods, postprocess=(spy := Mock(wraps=Postprocessor())))(images)
     return spy.call_args.args[0]
 
@@ -84,12 +83,10 @@ def images_of(scored: ScoredBoxes) -> list[ScoredBoxes]:
 
 
 def one(scores: Tensor, boxes: Tensor) -> ScoredBoxes:
-    """Scores and boxes of one image, none of them padding."""
     return ScoredBoxes(scores, boxes, torch.ones(len(scores), dtype=torch.bool))
 
 
 def said_of(detector: Any, features: Sequence[Tensor], proposals: Sequence[Proposals]) -> list[ScoredBoxes]:
-    """Scores and boxes of the proposals of each of IMAGES."""
     return images_of(detector.boxes(features, Regions.pad(proposals), IMAGES.sizes))
 
 
