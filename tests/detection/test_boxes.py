@@ -19,14 +19,18 @@ def boxes(*rows: list[float]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
-def test_areas_and_empty_boxes_by_hand() -> None:
+def test_areas_by_hand_of_boxes_empty_ones_and_none() -> None:
     assert areas(boxes([0, 0, 3, 4], [1, 1, 1, 9], [2, 3, 2.5, 5])).tolist() == [12, 0, 1]
     rows = boxes([0, 0, 1, 1], [5, 5, 5, 5], [5, 5, 9, 5], [5, 5, 5, 9], [9, 0, 5, 9], [0, 9, 5, 5])
     assert not_empty(rows).tolist() == [True] + [False] * 5
     assert not_empty(rows.view(2, 3, 4)).shape == areas(rows.view(2, 3, 4)).shape == (2, 3)
+    assert areas(NONE).shape == not_empty(NONE).shape == (0,)
+    none_inside = inside(NONE, torch.tensor([[5, 5]]))
+    assert (none_inside.shape, none_inside.dtype) == ((1, 0), torch.bool)
+    assert clip(NONE, (5, 5)).shape == scale(NONE, (5, 5), (6, 6)).shape == (0, 4)
 
 
-def test_iou_by_hand_and_torchvisions(random_boxes) -> None:
+def test_iou_by_hand_and_torchvisions_and_intersection_over_area(random_boxes) -> None:
     # the same; a quarter of it; half beside it; touching; far away
     others = boxes([0, 0, 10, 10], [0, 0, 5, 5], [5, 0, 15, 10], [10, 0, 20, 10], [50, 50, 60, 60])
     torch.testing.assert_close(iou(boxes([0, 0, 10, 10]), others), torch.tensor([[1.0, 0.25, 50 / 150, 0.0, 0.0]]))
@@ -35,9 +39,6 @@ def test_iou_by_hand_and_torchvisions(random_boxes) -> None:
     first, second = random_boxes(40), random_boxes(30, seed=1)
     torch.testing.assert_close(iou(first, second), box_iou(first, second))
     torch.testing.assert_close(areas(first), box_area(first))
-
-
-def test_intersection_over_area_by_hand() -> None:
     regions = boxes([0, 0, 10, 10], [5, 0, 100, 100])
     shares = intersection_over_area(boxes([0, 0, 10, 10], [8, 8, 12, 12], [3, 3, 3, 3]), regions)
     torch.testing.assert_close(shares, torch.tensor([[1.0, 0.5], [0.25, 1.0], [0.0, 0.0]]))
@@ -83,13 +84,6 @@ def test_scale_by_hand_and_back(random_boxes) -> None:
     assert scale(boxes([10, 20, 30, 40]), (100, 200), (50, 400)).tolist() == [[20, 10, 60, 20]]
     rows = random_boxes(20)
     torch.testing.assert_close(scale(scale(rows, (375, 500), (600, 800)), (600, 800), (375, 500)), rows)
-
-
-def test_no_boxes() -> None:
-    assert areas(NONE).shape == not_empty(NONE).shape == (0,)
-    none_inside = inside(NONE, torch.tensor([[5, 5]]))
-    assert (none_inside.shape, none_inside.dtype) == ((1, 0), torch.bool)
-    assert clip(NONE, (5, 5)).shape == scale(NONE, (5, 5), (6, 6)).shape == (0, 4)
 
 
 @pytest.mark.parametrize(("size", "side", "overlap"), WINDOWS)

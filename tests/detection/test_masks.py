@@ -36,12 +36,18 @@ def reference(segmentation: object, size: tuple[int, int] = SIZE) -> Any:
     return coco.annToMask({"image_id": 1, "segmentation": segmentation})
 
 
-def test_masks_by_hand() -> None:
+def test_masks_by_hand_and_back_from_their_code() -> None:
     mask = to_mask(SQUARE, (5, 6))
     assert mask.dtype == torch.bool
     assert mask.nonzero().tolist() == [[y, x] for y in (1, 2) for x in (1, 2, 3)]
     for counts in ([1, 2, 3], "123", b"123"):  # they go down the columns and begin with background
         assert to_mask({"size": [3, 2], "counts": counts}, (3, 2)).long().tolist() == [[0, 0], [1, 0], [1, 0]]
+    masks = torch.rand(4, 7, 5) > 0.5
+    assert torch.equal(decode([encode(mask.numpy()) for mask in masks], (7, 5)), masks)
+    assert (decode([], (7, 5)).shape, decode([], (7, 5)).dtype) == ((0, 7, 5), torch.bool)
+    assert is_empty(empty_rle((7, 5)))
+    assert not decode([empty_rle((7, 5))], (7, 5)).any()
+    assert not is_empty(to_rle(SQUARE, SIZE))
 
 
 def test_polygons_are_those_of_pycocotools() -> None:
@@ -96,15 +102,6 @@ def test_run_lengths_are_those_of_pycocotools() -> None:
 def test_what_is_no_mask_is_refused(segmentation: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         to_rle(segmentation, SIZE)
-
-
-def test_masks_come_back_from_their_code() -> None:
-    masks = torch.rand(4, 7, 5) > 0.5
-    assert torch.equal(decode([encode(mask.numpy()) for mask in masks], (7, 5)), masks)
-    assert (decode([], (7, 5)).shape, decode([], (7, 5)).dtype) == ((0, 7, 5), torch.bool)
-    assert is_empty(empty_rle((7, 5)))
-    assert not decode([empty_rle((7, 5))], (7, 5)).any()
-    assert not is_empty(to_rle(SQUARE, SIZE))
 
 
 # Geometry

@@ -67,7 +67,7 @@ def test_detections_are_drawn_in_a_colour_per_class_with_a_caption() -> None:
     assert (framed[3:10, 102:110] == framed[100, 150]).all(axis=2).any()
 
 
-def test_an_image_keeps_its_size_unless_another_scale_is_asked_for() -> None:
+def test_an_image_keeps_its_size_unless_asked_and_lines_and_letters_grow_with_it() -> None:
     small, truth = np.zeros((48, 60, 3), np.uint8), record(gt=[[10, 20, 30, 25]])
     assert draw_record(small, truth, NAMES).shape == (48, 60, 3)
     picture = draw_record(small, truth, NAMES, scale=10)
@@ -79,8 +79,6 @@ def test_an_image_keeps_its_size_unless_another_scale_is_asked_for() -> None:
         assert picture.shape == (*size, 3)
         assert picture.any()
 
-
-def test_lines_and_letters_grow_with_the_image() -> None:
     def drawn(side: int) -> tuple[int, int]:
         found = record([side / 4, side / 2, side * 3 / 4, side * 3 / 4])
         picture = draw_record(np.zeros((side, side, 3), np.uint8), found, NAMES)

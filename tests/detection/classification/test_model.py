@@ -114,7 +114,7 @@ def test_what_no_classifier_learns_from_is_refused() -> None:
             make_model()(*arguments)
 
 
-def test_mixup_by_hand() -> None:
+def test_mixup_and_cutmix_by_hand() -> None:
     model = make_model(mixing=Mixing("mixup", 0.4), label_smoothing=0.1)
     share, pixels = np.random.default_rng(11).beta(0.4, 0.4), normalised(model)  # of the first image's seed
     logits = model.network(share * pixels + (1 - share) * pixels.flip(0))
@@ -122,6 +122,9 @@ def test_mixup_by_hand() -> None:
     loss(model).backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     torch.testing.assert_close(model(BATCH), make_model()(BATCH))  # probabilities are of the images as they are
+    model, random = make_model(mixing=Mixing("cutmix", 1.0)), np.random.default_rng(11)
+    pixels, share = cut(normalised(model), random.beta(1.0, 1.0), random)
+    torch.testing.assert_close(loss(model), mixed_entropy(model.network(pixels), share))
 
 
 def test_mixup_draws_from_the_seeds_of_the_batch_or_else_from_torch() -> None:
@@ -135,12 +138,6 @@ def test_mixup_draws_from_the_seeds_of_the_batch_or_else_from_torch() -> None:
         torch.manual_seed(seed)
         found.append(loss(model, images).item())
     assert found[0] == found[1] != found[2]
-
-
-def test_cutmix_by_hand() -> None:
-    model, random = make_model(mixing=Mixing("cutmix", 1.0)), np.random.default_rng(11)
-    pixels, share = cut(normalised(model), random.beta(1.0, 1.0), random)
-    torch.testing.assert_close(loss(model), mixed_entropy(model.network(pixels), share))
 
 
 def test_manifold_mixup_mixes_the_image_or_one_of_the_features() -> None:
@@ -207,7 +204,7 @@ def test_shares_and_layers_are_drawn_from_their_distributions() -> None:
     assert draw_layer((), random) is None
 
 
-def test_the_share_of_the_labels_is_that_of_the_area() -> None:
+def test_the_share_of_the_labels_is_that_of_the_area_and_within_the_image_the_one_drawn() -> None:
     random, pixels = np.random.default_rng(0), torch.zeros(2, 3, 20, 30)
     pixels[1] = 1
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
@@ -216,9 +213,6 @@ def test_the_share_of_the_labels_is_that_of_the_area() -> None:
             assert mixed[0].eq(0).float().mean().item() == pytest.approx(kept)
             assert mixed[1].eq(1).float().mean().item() == pytest.approx(kept)
     assert pixels[0].eq(0).all()  # its argument stays as it is
-
-
-def test_a_box_that_lies_inside_has_the_share_that_was_drawn() -> None:
     random, areas = np.random.default_rng(0), list[int]()
     for _ in range(200):
         rows, columns = cut_box(0.75, (40, 60), random)

@@ -27,15 +27,13 @@ def batch(*sizes: tuple[int, int], value: int = 9) -> ImageBatch:
     return ImageBatch.from_images([torch.full((3, *size), value, dtype=torch.uint8) for size in sizes])
 
 
-def test_boxes_are_in_pixels_of_the_images_whatever_the_frame() -> None:
+def test_boxes_are_in_pixels_of_the_images_whatever_the_frame_and_calls_are_filled_up() -> None:
     graph = Whole()
     found = Framed(graph, size=(40, 60), batch=2)(batch((40, 60), (31, 17), (80, 60), (7, 120)))
     assert [image.boxes[0].tolist()[2:] for image in found] == [[60, 40], [17, 31], [60, 80], [120, 7]]
     assert [pixels.shape for pixels, _ in graph.calls] == [(2, 3, 40, 60)] * 2
     assert graph.calls[1][1].tolist() == [[40, 30], [3, 60]]
-
-
-def test_a_call_is_filled_up_with_blank_images_and_may_find_nothing() -> None:
+    # With blank images, in which it finds nothing
     graph = Whole()
     assert len(Framed(graph, size=(40, 60), batch=3)(batch((40, 60)))) == 1
     assert not graph.calls[0][0][1:].any()

@@ -92,10 +92,9 @@ class TestClassLayers:
         for rows, labels in ((torch.tensor([17, 0, 4, 4, 9, 12]), torch.tensor([0, 4, 2, 3, 3, 1])), (none, none)):
             torch.testing.assert_close(layers.logits_at(cells[rows // 3], rows % 3), logits[rows])
             torch.testing.assert_close(layers.deltas_at(cells[rows // 3], rows % 3, labels), deltas[rows, labels])
-
-    def test_scores_begin_at_one_over_two_k(self) -> None:
-        logits, _ = ClassLayers(8, num_anchors=3, num_classes=K)(torch.zeros(1, 8), torch.arange(K))
-        torch.testing.assert_close(logits.sigmoid(), torch.full((3, K), 1 / (2 * K)))
+        # Scores begin at 1 / 2K.
+        first, _ = ClassLayers(8, num_anchors=3, num_classes=K)(torch.zeros(1, 8), torch.arange(K))
+        torch.testing.assert_close(first.sigmoid(), torch.full((3, K), 1 / (2 * K)))
 
 
 class TestRPNLosses:
@@ -149,7 +148,7 @@ class TestPropose:
         spread(rpn.layers.classes)
         return rpn
 
-    def test_each_class_has_its_own_best_boxes(self, rpn) -> None:
+    def test_each_class_has_its_own_best_boxes_in_the_image_and_not_in_its_padding(self, rpn) -> None:
         images, classes = make_images(2), torch.tensor([4, 1])
         hidden = rpn.hidden(images)
         both = rpn.propose(hidden, images.sizes, [classes, classes[1:]])
@@ -162,8 +161,6 @@ class TestPropose:
         assert (alone[0].scores.diff() <= 0).all()
         none = rpn.propose(hidden, images.sizes, [classes[:0]] * 2)
         assert [image.boxes.shape for image in none] == [(0, 4)] * 2
-
-    def test_boxes_lie_in_the_image_and_not_in_its_padding(self, rpn) -> None:
         images = ImageBatch.from_images([torch.zeros(3, 32, 48, dtype=torch.uint8), make_images(1).pixels[0]])
         found = rpn.propose(rpn.hidden(images), images.sizes, [torch.tensor([0])] * 2)
         for image, (height, width) in zip(found, images.size_list(), strict=True):

@@ -55,14 +55,11 @@ def test_the_loss_is_that_of_torchvision_over_cells(loss_of) -> None:
     torch.testing.assert_close(unlabelled, loss_of(stage, TWO, [FIRST], [0]))
 
 
-def test_nothing_to_learn_gives_zero_with_a_gradient(loss_of) -> None:
+def test_nothing_to_learn_gives_zero_with_a_gradient_and_other_keypoints_are_refused(loss_of) -> None:
     feature = FEATURES[:1].clone().requires_grad_()
     loss = loss_of(make_stage(), TWO[:0], [], [], feature)
     assert loss.item() == 0
     assert not torch.autograd.grad(loss, feature)[0].any()
-
-
-def test_other_keypoints_are_refused(loss_of) -> None:
     with pytest.raises(ValueError, match="training keypoints needs a data set with keypoints"):
         loss_of(make_stage(), replace(TWO, keypoints=None), [(0, 0, 9, 9)], [0])
     with pytest.raises(ValueError, match=r"3 keypoints, the detector 2; .*keypoint\.names"):
@@ -124,13 +121,10 @@ def test_peaks_are_torchvisions(least, most, random_boxes) -> None:
     torch.testing.assert_close(found[..., 2], expected, rtol=1e-4, atol=0)
 
 
-def test_peaks_of_float32_are_within_a_pixel(random_boxes) -> None:
+def test_peaks_of_float32_are_within_a_pixel_and_of_a_single_cell_in_its_middle(random_boxes) -> None:
     maps, boxes = smooth_maps(20, 5, seed=2).float(), random_boxes(20, least=20, most=500, seed=3)
     points, _ = heatmaps_to_keypoints(maps, boxes)
     assert (find_peaks(maps, boxes, longest=512)[..., :2] - points[..., :2]).abs().max() <= 1
-
-
-def test_the_place_and_the_score_of_a_single_cell_and_of_none() -> None:
     maps = torch.zeros(1, 1, 4, 4)
     maps[0, 0, 1, 2] = 5.0
     x, y, score = find_peaks(maps, torch.tensor([[10.0, 20.0, 14.0, 24.0]]), longest=4)[0, 0].tolist()

@@ -34,7 +34,7 @@ def masks_of(stage: MaskStage, features: Tensor, found: Found, *body: Any) -> li
 FIRST, SECOND, ALL = [0.0, 0, 40, 40], [20.0, 20, 60, 60], [0.0, 0, 90, 90]
 
 
-def test_each_detection_gets_the_mask_of_its_class_and_image(make_found) -> None:
+def test_each_detection_gets_the_mask_of_its_class_and_image_through_a_shared_body_too(make_found) -> None:
     (masks,) = masks_of(make_stage(fixed=True), FEATURES[:1], make_found([[FIRST, SECOND, ALL]], [[1, 0, 1]]))
     torch.testing.assert_close(masks, torch.tensor([0.7, 0.2, 0.7])[:, None, None].expand(3, 4, 4))
     images = [([[FIRST, SECOND]], [[1, 0]]), ([[SECOND, [0] * 4]], [[0, -1]])]
@@ -45,9 +45,6 @@ def test_each_detection_gets_the_mask_of_its_class_and_image(make_found) -> None
     assert [len(masks) for masks in joint] == [2, 1]
     for nothing in (make_found([[]], [[]]), make_found([[[0] * 4]], [[-1]])):
         assert masks_of(stage, FEATURES[:1], nothing)[0].shape == (0, 4, 4)
-
-
-def test_regions_go_through_a_shared_body_first(make_found) -> None:
     stage, found, seen = make_stage(convs=0), make_found([[FIRST]], [[0]]), list[Tensor]()
     (through,) = masks_of(stage, FEATURES[:1], found, lambda regions: seen.append(regions) or 2 * regions)
     assert [regions.shape for regions in seen] == [(1, 3, 2, 2)]
@@ -55,7 +52,7 @@ def test_regions_go_through_a_shared_body_first(make_found) -> None:
 
 
 class TestLosses:
-    def test_by_hand(self, losses_of, make_masked) -> None:
+    def test_by_hand_and_a_data_set_without_masks_is_refused(self, losses_of, make_masked, make_target) -> None:
         # The first region is wholly inside its object of class 1, the second wholly outside the mask of class 0; an
         # object without a mask is left out.
         target = make_masked((0, 0, 64, 64), (64, 64, 128, 128), (9, 9, 60, 60), labels=[1, 0, 1], empty=[2])
@@ -63,6 +60,8 @@ class TestLosses:
         losses = losses_of(make_stage(fixed=True), FEATURES[:1], [target], [regions], [[0, 1, 2]])
         assert list(losses) == ["mask"]
         assert losses["mask"].item() == pytest.approx(-(math.log(0.7) + math.log(1 - 0.2)) / 2, rel=1e-5)
+        with pytest.raises(ValueError, match="training masks needs a data set with masks"):
+            losses_of(make_stage(), FEATURES[:1], [make_target([[0, 0, 9, 9]])], [[(0, 0, 9, 9)]], [[0]])
 
     def test_agrees_with_torchvision(self, losses_of, make_masked) -> None:
         stage, regions = make_stage(geometry="torchvision"), [(1.5, 2.5, 55, 60), (35, 20, 95, 80), (10, 10, 40, 70)]
@@ -96,10 +95,6 @@ class TestLosses:
         assert gradient.flatten(1).any(dim=1).tolist() == [True, False, True]
         nothing = losses_of(stage, feature[:1], [make_masked()], [[]], [[]])["mask"]
         assert not torch.autograd.grad(nothing, feature)[0].any()
-
-    def test_a_data_set_without_masks_is_refused(self, losses_of, make_target) -> None:
-        with pytest.raises(ValueError, match="training masks needs a data set with masks"):
-            losses_of(make_stage(), FEATURES[:1], [make_target([[0, 0, 9, 9]])], [[(0, 0, 9, 9)]], [[0]])
 
 
 def test_the_head_is_torchvisions_and_doubles_the_side_of_regions() -> None:

@@ -91,14 +91,11 @@ def test_the_best_of_a_level_come_in_the_order_of_their_places() -> None:
     assert pick(torch.zeros(2, 3, 2), 1000).rows.shape == (2, 6)
 
 
-def test_losses_are_divided_by_positives_of_each_image_or_of_all() -> None:
+def test_losses_are_divided_by_positives_of_each_image_or_all_or_a_mean_that_only_training_moves(make_target) -> None:
     positive = torch.tensor([[True, True, True, False], [True, False, False, False], [False] * 4])
     assert LossScale("image")(positive)[:, 0].tolist() == pytest.approx([1 / 9, 1 / 3, 1 / 3])
     assert LossScale("batch")(positive)[:, 0].tolist() == pytest.approx([1 / 4] * 3)
-
-
-def test_losses_are_divided_by_a_running_mean_that_only_training_moves(make_target) -> None:
-    """From 100, with a tenth of each step's positives, at least 1; a resumed one goes on; a step moves it once."""
+    # From 100, with a tenth of each step's positives, at least 1; a resumed one goes on; a step moves it once.
     scale, positive = LossScale("running"), torch.tensor([[True, True, True, False], [True, True, True, True]])
     assert scale(positive)[:, 0].tolist() == pytest.approx([1 / 90.7] * 2)
     assert scale(positive[:1, :1])[:, 0].tolist() == pytest.approx([1 / 81.73])

@@ -57,11 +57,21 @@ def batch(make_masked) -> tuple[ImageBatch, Targets]:
     return ImageBatch.from_images(images, seeds=(1, 2)), Targets.pad(targets)
 
 
-def test_labels_of_stuff_make_things_one_class_and_keep_void() -> None:
+def test_labels_of_stuff_make_things_one_class_and_are_those_of_the_data_set() -> None:
     labels = torch.tensor([0, 1, 2, 3, VOID], dtype=torch.uint8)
     assert stuff_labels(labels, 2).tolist() == [0, 0, 1, 2, VOID]
     assert stuff_labels(labels, 0).tolist() == [1, 2, 3, 4, VOID]
     assert stuff_labels(torch.tensor([132, 79], dtype=torch.uint8), 80).tolist() == [53, 0]
+    files, segments = PackedStrings.pack([""]), PackedStrings.pack(["[]"])
+    maps = LabelMaps(class_names=("cat", "dog", "sky"), files=files, values={}, num_things=2, segments=segments)
+    empty = replace(CONFIG, panoptic=settings.PanopticConfig())
+    assert with_stuff(empty, maps).panoptic.stuff == ("sky",)
+    assert with_stuff(empty, None) == empty
+    for config, own, match in ((CONFIG, maps, "grass"), (empty, replace(maps, segments=None), "coco_panoptic")):
+        with pytest.raises(ValueError, match=match):
+            with_stuff(config, own)
+    with pytest.raises(ValueError, match=r"panoptic\.stuff"):
+        build(empty)
 
 
 def test_losses_are_mask_r_cnns_and_half_of_the_pixels(detector, batch) -> None:
@@ -103,19 +113,6 @@ def test_what_it_lacks_is_refused(detector, batch) -> None:
     for fpn in ({"fpn": False}, {"fpn": True, "fpn_coarse": "p5"}):
         with pytest.raises(ValueError, match=r"backbone\.fpn"):
             replace(CONFIG, backbone=replace(CONFIG.backbone, **fpn))
-
-
-def test_stuff_is_that_of_the_data_set() -> None:
-    files, segments = PackedStrings.pack([""]), PackedStrings.pack(["[]"])
-    maps = LabelMaps(class_names=("cat", "dog", "sky"), files=files, values={}, num_things=2, segments=segments)
-    empty = replace(CONFIG, panoptic=settings.PanopticConfig())
-    assert with_stuff(empty, maps).panoptic.stuff == ("sky",)
-    assert with_stuff(empty, None) == empty
-    for config, own, match in ((CONFIG, maps, "grass"), (empty, replace(maps, segments=None), "coco_panoptic")):
-        with pytest.raises(ValueError, match=match):
-            with_stuff(config, own)
-    with pytest.raises(ValueError, match=r"panoptic\.stuff"):
-        build(empty)
 
 
 def test_rows_of_stuff_go_with_their_names(detector) -> None:

@@ -111,14 +111,13 @@ class TestVoting:
             assert rows_of(found) == [*self.KEPT][:most]
             torch.testing.assert_close(found.boxes, torch.tensor(expected).float()[:most], rtol=1e-6, atol=0)
 
-    def test_voters_may_share_a_box_with_several_detections(self) -> None:
+    def test_voters_may_share_a_box_and_class_specific_boxes_vote_for_their_own_class(self) -> None:
         # NMS at 0.8 keeps A and B, which vote for each other: (0.8 * 0 + 0.6 * 4) / 1.4; C is B's voter too
         # (IoU 14 / 26 = 0.538): (0.8 * 0 + 0.6 * 4 + 0.4 * 10) / 1.8.
         found = process(self.PAGE, nms_iou=0.8, vote_iou=0.5)
         assert rows_of(found)[1:3] == [(0.8, 0), (0.6, 0)]
         torch.testing.assert_close(found.boxes[1:3, 0], torch.tensor([2.4 / 1.4, 6.4 / 1.8]))
-
-    def test_class_specific_boxes_vote_for_their_own_class_and_tiny_scores_too(self) -> None:
+        # Class-specific boxes, and tiny scores
         found = process(one([[0.6, 0.3], [0.2, 0.1]], [[SQUARE, FAR], [SHIFTED, FAR]]), vote_iou=0.5)
         assert rows_of(found) == [(0.6, 0), (0.3, 1)]
         # (0.6 * 10 + 0.2 * 8) / 0.8 = 9.5

@@ -136,7 +136,7 @@ class TestNMS:
             monkeypatch.setattr(select, "MAX_ELEMENTS", elements)
             check(boxes, scores, 0.5, torch.arange(60).expand(7, -1) % 2)
 
-    def test_little_and_nothing(self) -> None:
+    def test_little_and_nothing_and_is_a_whole_operator(self) -> None:
         boxes, scores = dense(3, 20)[0], torch.full((3, 20), -torch.inf)
         scores[1, 7] = -1e30  # a logit may be as low as it likes
         assert check(boxes, scores, 0.5).nonzero().tolist() == [[1, 7]]
@@ -145,8 +145,6 @@ class TestNMS:
         # Boxes without an area neither go nor send others away.
         flat = torch.tensor([[(5, 5, 5, 5), (5, 5, 5, 5), (0, 0, 10, 10), (5, 0, 5, 10)]], dtype=torch.float32)
         assert check(flat, torch.tensor([[0.9, 0.8, 0.7, 0.6]]), 0.5).all()
-
-    def test_is_a_whole_operator(self) -> None:
         torch.library.opcheck(nms, (*dense(2, 30), torch.zeros(2, 30, dtype=torch.int64), 0.5, 30))
 
 

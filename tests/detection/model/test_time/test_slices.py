@@ -47,13 +47,18 @@ def sliced(*, merge: Merge = "ios", whole: bool = True) -> Sliced:
 SMALL = ((20, 20, 10), (125, 60, 10), (300, 240, 10), (190, 121, 12))
 
 
-def test_small_objects_are_found_that_the_resized_image_loses() -> None:
+def test_small_objects_are_found_in_each_image_of_a_batch_that_the_resized_image_loses() -> None:
     image = large_image(*SMALL)
     (whole,) = bright_squares(shrunk := ImageBatch.from_images([image.pixels[0, :, ::2, ::2]]))
     assert shrunk.size_list() == [(128, 192)]
     assert len(whole) == 0
     (own,) = sliced()(image)
     assert sorted(own.boxes.tolist()) == sorted([x, y, x + side, y + side] for x, y, side in SMALL)
+    # Each image of a batch is cut within its own size.
+    batch = ImageBatch.from_images([large_image(*SMALL).pixels[0], torch.full((3, 40, 50), 255, dtype=torch.uint8)])
+    first, second = sliced()(batch)
+    assert len(first) == len(SMALL)
+    torch.testing.assert_close(second.boxes, torch.tensor([[0.0, 0.0, 50.0, 40.0]]))
 
 
 def test_keypoints_move_with_their_boxes() -> None:
@@ -78,13 +83,6 @@ def test_an_object_larger_than_a_window_is_one_detection_and_a_small_image_one_v
     look, small = Mock(wraps=bright_squares), ImageBatch.from_images([torch.zeros(3, 100, 90, dtype=torch.uint8)])
     (own,) = Sliced(look, cutting=Cutting(128), fit=lambda size: size)(small)
     assert ([len(call.args[0]) for call in look.call_args_list], len(own)) == ([1], 0)
-
-
-def test_each_image_of_a_batch_is_cut_within_its_own_size() -> None:
-    batch = ImageBatch.from_images([large_image(*SMALL).pixels[0], torch.full((3, 40, 50), 255, dtype=torch.uint8)])
-    first, second = sliced()(batch)
-    assert len(first) == len(SMALL)
-    torch.testing.assert_close(second.boxes, torch.tensor([[0.0, 0.0, 50.0, 40.0]]))
 
 
 def test_views_are_resized_as_whole_images_are(make_target) -> None:
