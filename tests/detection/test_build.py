@@ -25,6 +25,7 @@ from detection.model.sampler import BalancedSampler
 from detection.model.test_time.slices import Cutting
 from detection.model.test_time.tester import Methods, Tester
 
+Backbone = settings.DetectorBackboneConfig
 # No value is a default.
 CONFIG = parse_config(
     settings.DetectionConfig,
@@ -130,7 +131,7 @@ def test_backbone(detector) -> None:
     plain = build(settings.DetectionConfig())
     assert isinstance(plain.backbone.bn1, FrozenBatchNorm)
     assert (plain.box_stage.pooler.size, plain.rpn.head.conv.in_channels) == (14, 1024)
-    vgg = build(replace(CONFIG, backbone=settings.DetectorBackboneConfig(name="vgg16", dropout=0.3)))
+    vgg = build(replace(CONFIG, backbone=Backbone(name="vgg16", dropout=0.3)))
     assert (vgg.box_stage.head.dropout.p, vgg.box_stage.pooler.size) == (0.3, 7)  # its fully connected layers
     assert vgg.box_stage.predictor.classes.in_features == 2 * 4096  # with context
     assert [anchors.stride for anchors in vgg.rpn.anchors] == [16]
@@ -149,9 +150,7 @@ def test_a_plain_backbone_has_every_option_but_the_pyramids() -> None:
 
 def write_run(folder: Path, **options: Any) -> Path:
     """The directory of a classifier, with a ResNet-18 unless ``options`` say otherwise, whose weights are all 1."""
-    config = settings.DetectionConfig(
-        backbone=settings.DetectorBackboneConfig(**{"name": "resnet18", "norm": "bn", **options})
-    )
+    config = settings.DetectionConfig(backbone=Backbone(**{"name": "resnet18", "norm": "bn", **options}))
     backbone = build_plain_backbone(config.backbone, pretrained=False)
     state = {f"network.backbone.{name}": torch.ones_like(weight) for name, weight in backbone.state_dict().items()}
     write_converted(folder, config, ["cat"], state | {"network.fc.weight": torch.ones(1, 1)})
@@ -160,9 +159,7 @@ def write_run(folder: Path, **options: Any) -> Path:
 
 def test_weights_of_a_run_are_taken_unless_a_whole_detector_follows(tmp_path: Path) -> None:
     run = write_run(tmp_path, name="resnet50", stride_in="1x1", norm_eps=1e-3)
-    config = settings.DetectorBackboneConfig(
-        name="resnet50", norm="bn", weights=str(run), stride_in="1x1", norm_eps=1e-3
-    )
+    config = Backbone(name="resnet50", norm="bn", weights=str(run), stride_in="1x1", norm_eps=1e-3)
     backbone = build_plain_backbone(config, pretrained=True)
     assert backbone.get_submodule("layer2.0.conv1").stride == (2, 2)  # not of its 3x3
     assert all((weight == 1).all() for weight in backbone.state_dict().values())
@@ -174,21 +171,18 @@ def test_weights_of_a_run_are_taken_unless_a_whole_detector_follows(tmp_path: Pa
     build(absent, pretrained=False)
 
 
-@pytest.mark.parametrize(
-    ("trained", "given", "message"),
-    [
+def test_weights_of_a_run_with_options_that_no_name_shows_are_refused(tmp_path: Path) -> None:
+    for trained, given, message in (
         ({"norm_eps": 1e-3}, {}, "backbone.norm_eps is None here, and was 0.001"),
         ({"stochastic_depth": 0.5}, {}, "backbone.stochastic_depth is None here, and was 0.5"),
         ({}, {"weights_source": "caffe"}, "backbone.weights_source is 'caffe' here, and was 'torchvision'"),
-    ],
-)
-def test_weights_of_a_run_with_options_that_no_name_shows_are_refused(tmp_path: Path, trained, given, message) -> None:
-    run = write_run(tmp_path, **trained)
-    for weights in (run, run / "checkpoints" / "0000000.safetensors"):
-        config = settings.DetectorBackboneConfig(name="resnet18", norm="bn", weights=str(weights), **given)
-        with pytest.raises(ValueError, match=message):
-            build_plain_backbone(config, pretrained=True)
-        build_plain_backbone(config, pretrained=False)
+    ):
+        run = write_run(tmp_path / message.partition(" ")[0], **trained)
+        for weights in (run, run / "checkpoints" / "0000000.safetensors"):
+            config = Backbone(name="resnet18", norm="bn", weights=str(weights), **given)
+            with pytest.raises(ValueError, match=message):
+                build_plain_backbone(config, pretrained=True)
+            build_plain_backbone(config, pretrained=False)
 
 
 def test_neither_a_detectors_run_nor_a_folder_called_torchvision_is_meant(detector, tmp_path, monkeypatch) -> None:
@@ -198,16 +192,12 @@ def test_neither_a_detectors_run_nor_a_folder_called_torchvision_is_meant(detect
         build_plain_backbone(config, pretrained=True)
 
     def download(name: str) -> dict[str, torch.Tensor]:
-        return build_plain_backbone(
-            settings.DetectorBackboneConfig(name=name, norm="bn"), pretrained=False
-        ).state_dict()
+        return build_plain_backbone(Backbone(name=name, norm="bn"), pretrained=False).state_dict()
 
     (tmp_path / "torchvision").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("backbones.registry.download_torchvision", download)
-    build_plain_backbone(
-        settings.DetectorBackboneConfig(name="resnet18", norm="bn", weights="torchvision"), pretrained=True
-    )
+    build_plain_backbone(Backbone(name="resnet18", norm="bn", weights="torchvision"), pretrained=True)
 
 
 def test_a_pyramid_proposes_on_five_levels_and_pools_from_four_into_a_head_of_its_own() -> None:
@@ -223,9 +213,9 @@ def test_a_pyramid_proposes_on_five_levels_and_pools_from_four_into_a_head_of_it
     assert [module.in_features for module in head.modules() if isinstance(module, nn.Linear)] == [256 * 5 * 5]
     assert len([module for module in head.modules() if isinstance(module, nn.GroupNorm)]) == 2
     for name in ("vgg11", "vgg16_bn", "resnet50"):
-        other = build(replace(PYRAMID, backbone=settings.DetectorBackboneConfig(name=name, fpn=True)))
+        other = build(replace(PYRAMID, backbone=Backbone(name=name, fpn=True)))
         assert [spec.stride for spec in other.backbone.specs.values()] == [4, 8, 16, 32, 64]
-    backbone = settings.DetectorBackboneConfig(name="resnet18", dilate_c5=True)
+    backbone = Backbone(name="resnet18", dilate_c5=True)
     dilated = build(settings.DetectionConfig(backbone=backbone, box=settings.BoxConfig(head="fc")))
     assert [(name, spec.stride, spec.channels) for name, spec in dilated.backbone.specs.items()] == [("c5", 16, 512)]
 
@@ -235,7 +225,7 @@ def test_a_mask_stage_of_its_own_or_over_a_tail() -> None:
     assert (stage.pooler.strides, stage.pooler.size) == ((4, 8, 16, 32), 6)
     assert [conv.out_channels for conv in convs_of(stage.head)] == [16, 16, 16, 7]
     assert build(replace(PYRAMID, architecture="faster_rcnn")).mask_stage is None
-    tail = settings.DetectionConfig(backbone=settings.DetectorBackboneConfig(name="resnet18"), architecture="mask_rcnn")
+    tail = settings.DetectionConfig(backbone=Backbone(name="resnet18"), architecture="mask_rcnn")
     stage = build(tail).mask_stage
     assert (stage.pooler.size, stage.head.upsample.in_channels, len(stage.head.convs)) == (14, 512, 0)
 
@@ -282,7 +272,7 @@ def test_a_cascade() -> None:
     [
         (
             CONFIG,
-            {"backbone": settings.DetectorBackboneConfig(name="vgg16", shortcut="A")},
+            {"backbone": Backbone(name="vgg16", shortcut="A")},
             "vgg16 has no option 'shortcut'",
         ),
         (PYRAMID, {"anchors": settings.AnchorConfig(sizes=(32.0,))}, r"anchors\.sizes .*5 levels, got \(32\.0,\)"),

@@ -99,19 +99,15 @@ def test_a_signal_ends_with_a_status_of_its_own(work, tmp_path: Path, monkeypatc
     assert "top1 error" in again.out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_mistakes_are_one_line_and_leave_nothing_behind(work, tmp_path: Path) -> None:
+    for arguments, message in (
         (("--test", "absent"), "no checkpoint at absent"),
         (("--test-weights",), "backbone.weights is unset"),
         (("classification.exit_thresholds=[0.1,0.2]",), "classification.exit_thresholds [0.1, 0.2] takes one"),
         (("classification.network=relay",), "classification.network relay takes 2"),
         (("solver.best_metric=classification.top3",), "solver.best_metric 'classification.top3' names no figure of "),
-    ],
-)
-def test_mistakes_are_one_line_and_leave_nothing_behind(work, tmp_path: Path, arguments, message: str) -> None:
-    outcome = work.call(*arguments, "--output-dir", tmp_path / "run")
-    assert outcome.status == 1
-    assert outcome.err.startswith(f"error: {message}")
-    assert outcome.err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+    ):
+        outcome = work.call(*arguments, "--output-dir", tmp_path / "run")
+        assert (outcome.status, outcome.err.count("\n")) == (1, 1)
+        assert outcome.err.startswith(f"error: {message}")
+        assert not (tmp_path / "run").exists()

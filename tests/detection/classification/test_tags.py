@@ -72,9 +72,8 @@ def test_losses_by_hand(loss, make_target) -> None:
     model = ImageClassifier(network, loss=loss, tags=True).eval()
     images, box = ImageBatch.from_images([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 3), (0.0, 0.0, 8.0, 8.0)
     # two classes share the first image; the last has none
-    targets = Targets.pad(
-        [make_target([box] * 3, [0, 1, 0]), make_target([box], [2]), make_target([box], [2], ignore=[True])]
-    )
+    none = make_target([box], [2], ignore=[True])
+    targets = Targets.pad([make_target([box] * 3, [0, 1, 0]), make_target([box], [2]), none])
     if loss == "softmax":
         shares, log = logits.softmax(0), logits.log_softmax(0)
         expected = -(0.5 * (log[0] + log[1]) + log[2]) / 3

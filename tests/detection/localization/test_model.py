@@ -111,7 +111,7 @@ class TestRPNLosses:
         assert losses["rpn_class"].item() == pytest.approx(cost(None), rel=1e-5)
         assert losses["rpn_box"].item() == 0
 
-    def test_all_classes_learn_but_boxes_of_the_object_s_own_and_nothing_whole_is_made(self, make_target, monkeypatch):
+    def test_all_classes_learn_but_boxes_of_the_own_and_nothing_whole_is_made(self, make_target, monkeypatch) -> None:
         monkeypatch.delattr(ClassLayers, "forward")
         rpn, targets = make_rpn(), Targets.pad([make_target([[16, 16, 48, 48]], [2])])
         losses = rpn(make_images(1), targets)

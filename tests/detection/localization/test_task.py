@@ -85,13 +85,8 @@ def copy(root, tmp_path) -> Path:
 
 
 def make_config(root: Path, test: str = "val", **changes: Any) -> LocalizationConfig:
-    settings: Any = {
-        "crop": SIDE,
-        "crop_shorter_side": SIDE,
-        "scales": (SIDE, 80),
-        "proposals": 4,
-        "rcnn_iterations": 2,
-    }
+    settings: Any = {"crop": SIDE, "crop_shorter_side": SIDE, "scales": (SIDE, 80)}
+    settings |= {"proposals": 4, "rcnn_iterations": 2}
     grown: Any = {"SmallestMaxSize": {"max_size": [SIDE, SIDE + 4]}}
     augment = (grown, {"RandomCrop": {"height": SIDE, "width": SIDE}}, {"HorizontalFlip": {"p": 0.5}})
     sets: Any = {"train": (f"{root}/squares.yaml:train",), "test": (f"{root}/squares.yaml:{test}",), "root": str(root)}
@@ -189,9 +184,7 @@ class TestWholeRun:
             again, expected = load_file(tmp_path / name), load_file(finished / name)
             assert not [key for key, tensor in expected.items() if not torch.equal(again[key], tensor)]
 
-    def test_a_run_counts_as_its_weights_and_no_classifier_leaves_rows_empty(
-        self, config, finished, unjudged, tmp_path
-    ):
+    def test_a_run_counts_as_its_weights_and_none_leaves_rows_empty(self, config, finished, unjudged, tmp_path) -> None:
         described, expected = ClassificationConfig(backbone=config.backbone), rows_of(run(config, finished)[0])
         classifier: Any = build_classifier(described, len(COLOURS))
         classifier.network.load_torchvision(torch.load(str(config.localization.classifier), weights_only=True))

@@ -35,11 +35,8 @@ def losses_of() -> Callable[..., dict[str, Tensor]]:
     """
 
     def losses(stage: Any, feature: Tensor, images: Sequence[Target], boxes: Any, objects: Any, *seeds: Tensor) -> Any:
-        most, counts, targets = (
-            max(map(len, objects)) + 2,
-            torch.tensor([[len(x)] for x in objects]),
-            Targets.pad(images),
-        )
+        targets, most = Targets.pad(images), max(map(len, objects)) + 2
+        counts = torch.tensor([[len(own)] for own in objects])
         rows = torch.tensor([[*own, *[0] * (most - len(own))] for own in objects])
         regions = [[*own, (0, 0, 9, 9), *[(0, 0, 0, 0)] * (most - 1 - len(own))] for own in boxes]
         positive, valid = torch.arange(most) < counts, torch.arange(most) <= counts

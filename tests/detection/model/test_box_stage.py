@@ -43,11 +43,9 @@ def fixed(deltas: Any = ((0.0,) * 4,) * 3, probabilities: Any = (0.1, 0.2, 0.3, 
     return predictor
 
 
-def make_stage(
-    predictor: BoxPredictor, *, positive_iou: float = 0.5, negative_iou_low: float = 0.0, **options: Any
-) -> BoxStage:
+def make_stage(predictor: BoxPredictor, *, positive_iou: float = 0.5, low: float = 0.0, **options: Any) -> BoxStage:
     parts: dict[str, Any] = {"sampler": BalancedSampler(64, 0.25), "coder": BoxCoder((10.0, 10.0, 5.0, 5.0)), **options}
-    matcher = Matcher(positive_iou, positive_iou, negative_iou_low=negative_iou_low)
+    matcher = Matcher(positive_iou, positive_iou, negative_iou_low=low)
     return BoxStage(RegionPooler([16], 2), MeanHead(), predictor, matcher=matcher, **parts)
 
 
@@ -104,7 +102,7 @@ def test_regions_and_the_class_loss_by_hand(
     proposals, objects, low, regions, chances, moved, make_target, make_proposals
 ) -> None:
     boxes, labels, ignore = zip(*objects, strict=True) if objects else ((), (), ())
-    stage = make_stage(fixed(), negative_iou_low=low)
+    stage = make_stage(fixed(), low=low)
     losses, sample = learn(stage, ones(), [make_proposals(*proposals)], [make_target(boxes, labels, ignore)])
     assert {tuple(box) for box in sample.boxes[sample.valid].tolist()} == regions
     assert list(losses) == ["box_class", "box_regression"]
@@ -114,14 +112,12 @@ def test_regions_and_the_class_loss_by_hand(
 
 class TestLosses:
     # Only class 1 may count; its deltas are right for NEAR (one tenth of its width, times 10) and 1 off for OBJECT.
-    @pytest.mark.parametrize(
-        ("options", "expected"),
-        [({}, 0.5 / 3), ({"smooth_l1_beta": 0.5, "box_loss_weight": 4.0}, 4 * (1 - 0.25) / 3)],
-    )
-    def test_box_loss_by_hand(self, options, expected, make_target, make_proposals) -> None:
-        stage = make_stage(fixed([[1000.0] * 4, [1.0, 0, 0, 0], [1000.0] * 4]), **options)
-        losses, _ = learn(stage, ones(), [make_proposals(NEAR, FAR)], [make_target([OBJECT], [1])])
-        assert losses["box_regression"].item() == pytest.approx(expected, rel=1e-5)
+    def test_box_loss_by_hand(self, make_target, make_proposals) -> None:
+        other: Any = {"smooth_l1_beta": 0.5, "box_loss_weight": 4.0}
+        for options, expected in (({}, 0.5 / 3), (other, 4 * (1 - 0.25) / 3)):
+            stage = make_stage(fixed([[1000.0] * 4, [1.0, 0, 0, 0], [1000.0] * 4]), **options)
+            losses, _ = learn(stage, ones(), [make_proposals(NEAR, FAR)], [make_target([OBJECT], [1])])
+            assert losses["box_regression"].item() == pytest.approx(expected, rel=1e-5)
 
     @pytest.mark.parametrize("giou", [False, True])
     def test_a_batch_gives_the_weighted_mean_of_its_images_own_losses(self, giou, make_target, make_proposals) -> None:

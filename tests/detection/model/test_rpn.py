@@ -1,7 +1,6 @@
 """Mirrors detection/model/rpn.py; the order of RPNHead's output is tested in test_anchors.py."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -15,7 +14,7 @@ from detection.model.matcher import Matcher
 from detection.model.rpn import RPN, ProposalFilter, RPNHead, places
 from detection.model.sampler import BalancedSampler
 from detection.padded import Targets
-from detection.structures import Proposals, Target
+from detection.structures import Proposals
 
 BETA = 1 / 9
 PADDED = (96, 128)  # only rounded anchors look at it
@@ -49,9 +48,7 @@ def propose(rpn: RPN, feature: Tensor, *sizes: tuple[int, int]) -> list[Proposal
     return rpn([feature], torch.tensor(sizes), PADDED).ragged()
 
 
-def losses_of(
-    rpn: RPN, feature: Tensor, sizes: Sequence[tuple[int, int]], targets: Sequence[Target], seeds: Sequence[int] = ()
-) -> tuple[list[Proposals], dict[str, Tensor]]:
+def losses_of(rpn: RPN, feature: Tensor, sizes: Any, targets: Any, seeds: Any = ()) -> tuple[list[Proposals], Any]:
     """Training proposals of each image, and the losses; the seeds are 0, 1, ... unless said."""
     drawn = torch.tensor(seeds or range(len(targets)))
     proposals, losses = rpn.losses([feature], torch.tensor(sizes), PADDED, Targets.pad(targets), drawn)

@@ -1,5 +1,7 @@
 """Mirrors detection/model/sampler.py."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,9 +18,7 @@ def states(positives: int, negatives: int, ignored: int = 0) -> Tensor:
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
 
 
-def draw(
-    sampler: BalancedSampler, *images: Tensor, seeds: tuple[int, ...] = (0,), numbers: Tensor | None = None
-) -> Drawn:
+def draw(sampler: BalancedSampler, *images: Tensor, seeds: Any = (0,), numbers: Tensor | None = None) -> Drawn:
     rows = torch.stack(images)
     numbers = hash32(torch.tensor(seeds), torch.arange(rows.shape[1]), 0) if numbers is None else numbers
     return sampler(rows == POSITIVE, rows == NEGATIVE, numbers)

@@ -55,20 +55,18 @@ class TestAdjacentScales:
 
 
 class TestResizeImages:
-    @pytest.mark.parametrize(
-        ("size", "shorter", "expected"),
-        [
+    def test_sizes(self) -> None:
+        for size, shorter, expected in (
             ((64, 80), 32, (32, 40)),
             ((80, 64), 32, (40, 32)),
             ((30, 45), 40, (40, 60)),
             ((50, 33), 20, (30, 20)),  # 50 * 20 / 33 = 30.3
             ((33, 56), 20, (20, 34)),  # 56 * 20 / 33 = 33.9
             ((10, 400), 5, (5, 200)),
-        ],
-    )
-    def test_sizes(self, size, shorter, expected) -> None:
-        view = resize_images(ImageBatch.from_images([noise(*size)]), shorter)
-        assert (view.size_list(), view.pixels.shape, view.pixels.dtype) == ([expected], (1, 3, *expected), torch.uint8)
+        ):
+            view = resize_images(ImageBatch.from_images([noise(*size)]), shorter)
+            found = view.size_list(), view.pixels.shape, view.pixels.dtype
+            assert found == ([expected], (1, 3, *expected), torch.uint8)
 
     def test_each_image_of_a_batch_has_its_own_factor_and_padding_does_not_leak_in(self) -> None:
         small, images = noise(90, 30, seed=1), ImageBatch.from_images([noise(64, 80), noise(90, 30, seed=1)])
