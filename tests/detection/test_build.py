@@ -26,10 +26,7 @@ from detection.model.test_time.slices import Cutting
 from detection.model.test_time.tester import Methods, Tester
 
 Backbone = settings.DetectorBackboneConfig
-# No value is a default.
-CONFIG = parse_config(
-    settings.DetectionConfig,
-    """
+WITHOUT_DEFAULTS = """
 backbone: {name: resnet18, norm: gn, freeze_at: 1, tail_stride: 1, roi_size: 5, shortcut: A}
 anchors: {sizes: [16, 48], ratios: [0.4, 0.9, 1.6], offset: 0.25, rounded: true}
 rpn: {channels: 24, convs: 2, positive_iou: 0.61, negative_iou: 0.22, samples_per_image: 33, positive_fraction: 0.44,
@@ -41,19 +38,16 @@ box: {pool: roi_align, sampling_ratio: 3, samples_per_image: 17, positive_fracti
 test: {score_threshold: 0.11, nms_iou: 0.41, max_detections: 13, vote_iou: 0.61, refine: true, scales: [64, 96],
        flip: true, soft_nms_sigma: 0.7, boundary: true, slice: 640, slice_overlap: 0.3, slice_whole: false,
        slice_merge: nms, compile: true}
-""",
-)
-PYRAMID = parse_config(
-    settings.DetectionConfig,
-    """
+"""
+OF_A_PYRAMID = """
 architecture: mask_rcnn
 backbone: {name: resnet18, norm: gn, fpn: true, fpn_channels: 32, fpn_norm: gn}
 anchors: {sizes: [32, 64, 128, 256, 512], ratios: [0.5, 1]}
 box: {head: fc, pool: roi_align, pool_size: 5, head_convs: 2, head_fcs: 1, head_channels: 48, head_norm: gn,
       coder_weights: [10, 10, 5, 5], class_agnostic: true}
 mask: {pool_size: 6, convs: 3, channels: 16, norm: gn}
-""",
-)
+"""
+CONFIG, PYRAMID = (parse_config(settings.DetectionConfig, text) for text in (WITHOUT_DEFAULTS, OF_A_PYRAMID))
 OF_FC_HEADS = {"head", "pool_size", "head_convs", "head_fcs", "head_channels", "head_norm", "cascade"}
 
 

@@ -146,8 +146,8 @@ def hub(monkeypatch, tmp_path: Path) -> Iterator[Hub]:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
         values = {"ENDPOINT": server.address, "HF_HUB_DISABLE_XET": True, "HUGGINGFACE_CO_URL_TEMPLATE": template}
-        files = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_TOKEN_PATH": str(tmp_path / "token")}
-        for name, value in {**values, **files}.items():
+        values |= {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_TOKEN_PATH": str(tmp_path / "token")}
+        for name, value in values.items():
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server

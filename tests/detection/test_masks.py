@@ -50,15 +50,12 @@ def test_masks_by_hand_and_back_from_their_code() -> None:
     assert not is_empty(to_rle(SQUARE, SIZE))
 
 
-def test_polygons_are_those_of_pycocotools() -> None:
+def test_polygons_and_run_lengths_are_those_of_pycocotools() -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
         points = rng.integers(3, 12, rng.integers(1, 4))
         polygons = [(rng.uniform(-0.2, 1.2, (n, 2)) * (80, 60)).round(2).ravel().tolist() for n in points]
         np.testing.assert_array_equal(to_mask(polygons).numpy(), reference(polygons))
-
-
-def test_run_lengths_are_those_of_pycocotools() -> None:
     rng = np.random.default_rng(0)
     for density in (0.003, 0.1, 0.5, 0.9, 0.997) * 20:
         height, width = (int(side) for side in rng.integers(20, 120, 2))

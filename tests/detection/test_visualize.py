@@ -53,7 +53,7 @@ def test_ground_truth_is_a_white_frame_on_its_box() -> None:
     assert nothing is not BLACK
 
 
-def test_detections_are_drawn_in_a_colour_per_class_with_a_caption() -> None:
+def test_detections_are_drawn_in_a_colour_per_class_with_captions_that_cover_boxes() -> None:
     picture = draw_record(BLACK, record(CAT, DOG), NAMES)
     cat, dog = picture[250, 150].tolist(), picture[250, 350].tolist()
     assert cat != dog
@@ -65,6 +65,11 @@ def test_detections_are_drawn_in_a_colour_per_class_with_a_caption() -> None:
     assert draw_record(BLACK, unsure, NAMES, min_score=0.4).any()
     framed = draw_record(BLACK, record([100, 0, 200, 100]), NAMES)  # at the upper border the caption stays inside
     assert (framed[3:10, 102:110] == framed[100, 150]).all(axis=2).any()
+    box = [100.0, 200, 300, 300]
+    both, one = draw_record(BLACK, record(box, box), NAMES), draw_record(BLACK, record(box), NAMES)
+    np.testing.assert_array_equal(both[180:198, 102:160], one[180:198, 102:160])  # the better one's is whole
+    second = both[204:216, 104:150]
+    assert {tuple(color) for color in second.reshape(-1, 3).tolist()} >= {(0, 0, 0)}  # and the other's lies in the box
 
 
 def test_an_image_keeps_its_size_unless_asked_and_lines_and_letters_grow_with_it() -> None:
@@ -87,14 +92,6 @@ def test_an_image_keeps_its_size_unless_asked_and_lines_and_letters_grow_with_it
     (thin, low), (thick, high) = drawn(500), drawn(4000)
     assert thick >= 2 * thin
     assert high >= 4 * low
-
-
-def test_captions_cover_boxes_and_not_each_other() -> None:
-    box = [100.0, 200, 300, 300]
-    both, one = draw_record(BLACK, record(box, box), NAMES), draw_record(BLACK, record(box), NAMES)
-    np.testing.assert_array_equal(both[180:198, 102:160], one[180:198, 102:160])  # the better one's is whole
-    second = both[204:216, 104:150]
-    assert {tuple(color) for color in second.reshape(-1, 3).tolist()} >= {(0, 0, 0)}  # and the other's lies in the box
 
 
 def test_a_note_stands_at_the_lower_left_where_there_is_room_in_letters_of_contrast() -> None:

@@ -78,10 +78,8 @@ def test_smoothing_by_hand() -> None:
     model = make_model(label_smoothing=0.2)
     model.network.fc.weight.data.zero_()
     model.network.fc.bias.data = torch.tensor([0.0, math.log(3), 0.0, 0.0])
-    for label, expected in (
-        (0, 0.85 * math.log(6) + 0.05 * (math.log(2) + 2 * math.log(6))),
-        (1, 0.85 * math.log(2) + 0.05 * 3 * math.log(6)),
-    ):
+    six, two = math.log(6), math.log(2)
+    for label, expected in ((0, 0.85 * six + 0.05 * (two + 2 * six)), (1, 0.85 * two + 0.05 * 3 * six)):
         assert loss(model, make_batch(SIZE), make_targets((label,))).item() == pytest.approx(expected)
 
 

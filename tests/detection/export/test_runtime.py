@@ -55,9 +55,9 @@ def test_a_damaged_file_is_refused_by_name_and_a_run_directory_is_no_export(name
 
 def detections(*rows: tuple[float, float, int]) -> Detections:
     """Squares of side 10: (x, score, label)."""
-    boxes = torch.tensor([[x, 0, x + 10, 10] for x, _, _ in rows], dtype=torch.float32).reshape(-1, 4)
-    scores, labels = torch.tensor([score for _, score, _ in rows]), torch.tensor([label for _, _, label in rows])
-    return Detections(boxes=boxes, scores=scores, labels=labels.long())
+    boxes = torch.tensor([[x, 0, x + 10, 10] for x, _, _ in rows]).float().reshape(-1, 4)
+    scores, labels = (torch.tensor([row[place] for row in rows]) for place in (1, 2))
+    return Detections(boxes, scores, labels.long())
 
 
 def test_pairs_are_of_one_class_and_overlap_whatever_their_order() -> None:

@@ -319,12 +319,11 @@ def test_mistakes_are_named_before_any_time_is_lost(config, copy, tmp_path) -> N
     refused(make_config(copy), tmp_path, "no image of .*squares.yaml:val has an object")
     write_image(copy, "train3", np.zeros((SIDE, SIDE, 3), np.uint8), [(name, 1, 1, 9, 9) for name in ("red", "blue")])
     refused(make_config(copy), tmp_path, r"train3\.png has objects of the classes blue, red")
-    values: list[tuple[dict[str, Any], str]] = [
-        ({"crop": 300}, r"crop_shorter_side 256 must be at least the crop's side 300"),
-        ({"scales": ()}, r"scales\n.*at least 1"),
-        ({"scales": (256, 224)}, r"scales takes one or more rising"),
-        ({"proposals": 0}, r"proposals\n.*greater than or equal to 1"),
-    ]
-    for options, match in values:
+    for name, value, match in (
+        ("crop", 300, r"crop_shorter_side 256 must be at least the crop's side 300"),
+        ("scales", (), r"scales\n.*at least 1"),
+        ("scales", (256, 224), r"scales takes one or more rising"),
+        ("proposals", 0, r"proposals\n.*greater than or equal to 1"),
+    ):
         with pytest.raises(ValueError, match=match):
-            LocalizerConfig(**options)
+            replace(LocalizerConfig(), **{name: value})

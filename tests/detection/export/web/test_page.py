@@ -26,9 +26,7 @@ from detection.structures import Detections
 from detection.tasks.export import Wanted, run_export
 
 RUNTIME = os.environ.get("RESDET_ONNXRUNTIME_WEB")  # a folder with onnxruntime-web's files; else npm brings them
-CONFIG = parse_config(
-    DetectionConfig,
-    """
+TEXT = """
 architecture: mask_rcnn
 backbone: {name: resnet18, weights: null, fpn: true, fpn_channels: 16}
 anchors: {sizes: [16, 32, 64, 128, 256]}
@@ -36,8 +34,8 @@ rpn: {channels: 16, pre_nms_test: 50, post_nms_test: 20}
 box: {head: fc, head_channels: 16, pool: roi_align}
 mask: {pool_size: 7, convs: 1, channels: 8}
 data: {test: [], shorter_side: 64, longer_side: 96}
-""",
-)
+"""
+CONFIG = parse_config(DetectionConfig, TEXT)
 FRAME = 64, 96
 TOOL = runpy.run_path(str(Path(__file__).parents[4] / "tools" / "browse_export.py"))
 NAMES = ("cat", "<b>dog</b>", "cow")

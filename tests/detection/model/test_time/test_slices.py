@@ -13,11 +13,8 @@ from detection.structures import Detections, ImageBatch
 
 
 def found(*rows: tuple[list[float], float, int]) -> Detections:
-    return Detections(
-        boxes=torch.tensor([box for box, _, _ in rows]).reshape(-1, 4),
-        scores=torch.tensor([score for _, score, _ in rows]),
-        labels=torch.tensor([label for _, _, label in rows], dtype=torch.int64),
-    )
+    boxes, scores, labels = (torch.tensor([row[place] for row in rows]) for place in range(3))
+    return Detections(boxes.reshape(-1, 4), scores, labels.long())
 
 
 def bright_squares(images: ImageBatch) -> list[Detections]:

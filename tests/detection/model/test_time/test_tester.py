@@ -82,7 +82,7 @@ def images_of(scored: ScoredBoxes) -> list[ScoredBoxes]:
     return [one(scores[valid], boxes[valid]) for scores, boxes, valid in rows]
 
 
-def one(scores: Tensor, boxes: Tensor) -> ScoredBoxes:
+def one(scores: Any, boxes: Any) -> ScoredBoxes:
     return ScoredBoxes(scores, boxes, torch.ones(len(scores), dtype=torch.bool))
 
 
@@ -186,16 +186,15 @@ class TestScales:
         assert [image.boxes.shape for image in scored] == [(count, 3, 4) for count in counts]
 
 
-class TestFlip:
-    def test_by_the_verbs(self, detector) -> None:
-        feature, proposals = propose(detector)
-        mirrored = [replace(p, boxes=flipped(p.boxes, width)) for p, (_, width) in zip(proposals, SIZES, strict=True)]
-        plain = said_of(detector, feature, proposals)
-        other = said_of(detector, detector.features(flip_images(IMAGES)), mirrored)
-        both = zip(plain, other, [width for _, width in SIZES], strict=True)
-        expected = [one((a.scores + b.scores) / 2, (a.boxes + flipped(b.boxes, w)) / 2) for a, b, w in both]
-        assert_scored(score([detector], Methods(flip=True)), expected)
-        assert not torch.allclose(expected[0].scores, plain[0].scores, atol=1e-3)
+def test_flips_by_the_verbs(detector) -> None:
+    feature, proposals = propose(detector)
+    mirrored = [replace(p, boxes=flipped(p.boxes, width)) for p, (_, width) in zip(proposals, SIZES, strict=True)]
+    plain = said_of(detector, feature, proposals)
+    other = said_of(detector, detector.features(flip_images(IMAGES)), mirrored)
+    both = zip(plain, other, [width for _, width in SIZES], strict=True)
+    expected = [one((a.scores + b.scores) / 2, (a.boxes + flipped(b.boxes, w)) / 2) for a, b, w in both]
+    assert_scored(score([detector], Methods(flip=True)), expected)
+    assert not torch.allclose(expected[0].scores, plain[0].scores, atol=1e-3)
 
 
 class TestRefinement:
@@ -244,17 +243,11 @@ class TestEnsemble:
     def test_different_backbones_by_the_verbs(self) -> None:
         members = [member(name) for name in MEMBERS]
         features, proposals = zip(*map(propose, members), strict=True)
-        parts = [
-            [torch.cat([getattr(own, name) for own in images]) for name in ("boxes", "scores")]
-            for images in zip(*proposals, strict=True)
-        ]
-        union = [Proposals(boxes=boxes, scores=scores) for boxes, scores in parts]
+        images = list(zip(*proposals, strict=True))
+        union = [Proposals(torch.cat([p.boxes for p in own]), torch.cat([p.scores for p in own])) for own in images]
         said = [said_of(own, feature, union) for own, feature in zip(members, features, strict=True)]
-        means = [
-            [torch.stack([getattr(m, name) for m in image]).mean(dim=0) for name in ("scores", "boxes")]
-            for image in zip(*said, strict=True)
-        ]
-        expected = [one(*own) for own in means]
+        each = list(zip(*said, strict=True))
+        expected = [one(sum(m.scores for m in own) / 3, sum(m.boxes for m in own) / 3) for own in each]
         assert_scored(score(members, PLAIN), expected)
         assert not torch.allclose(said[0][0].scores, said[2][0].scores, atol=1e-2)
 
