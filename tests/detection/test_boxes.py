@@ -44,7 +44,7 @@ def test_iou_by_hand_and_torchvisions_and_intersection_over_area(random_boxes) -
     torch.testing.assert_close(shares, torch.tensor([[1.0, 0.5], [0.25, 1.0], [0.0, 0.0]]))
 
 
-def test_clip_takes_height_and_width_of_one_image_or_of_each(random_boxes) -> None:
+def test_clip_takes_height_and_width_of_one_image_or_of_each_and_scale_comes_back(random_boxes) -> None:
     assert clip(boxes([-5, -6, 200, 300]), (50, 80)).tolist() == [[0, 0, 80, 50]]
     wide = random_boxes(40) * 3 - 100
     before = wide.clone()
@@ -53,6 +53,9 @@ def test_clip_takes_height_and_width_of_one_image_or_of_each(random_boxes) -> No
     several = wide.view(2, 5, 4, 4)
     expected = torch.stack([clip(several[0], (50, 80)), clip(several[1], (20, 30))])
     assert torch.equal(clip(several, torch.tensor([[50, 80], [20, 30]])), expected)
+    assert scale(boxes([10, 20, 30, 40]), (100, 200), (50, 400)).tolist() == [[20, 10, 60, 20]]
+    rows = random_boxes(20)
+    torch.testing.assert_close(scale(scale(rows, (375, 500), (600, 800)), (600, 800), (375, 500)), rows)
 
 
 def test_inside_is_all_of_the_box_and_borders_belong_to_the_image() -> None:
@@ -78,12 +81,6 @@ def test_pairs_of_each_image_of_a_batch_and_of_no_boxes(function, random_boxes) 
     some = random_boxes(3)
     shapes = [tuple(function(*pair).shape) for pair in ((NONE, some), (some, NONE), (NONE, NONE))]
     assert shapes == [(0, 3), (3, 0), (0, 0)]
-
-
-def test_scale_by_hand_and_back(random_boxes) -> None:
-    assert scale(boxes([10, 20, 30, 40]), (100, 200), (50, 400)).tolist() == [[20, 10, 60, 20]]
-    rows = random_boxes(20)
-    torch.testing.assert_close(scale(scale(rows, (375, 500), (600, 800)), (600, 800), (375, 500)), rows)
 
 
 @pytest.mark.parametrize(("size", "side", "overlap"), WINDOWS)

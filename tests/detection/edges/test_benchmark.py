@@ -35,15 +35,12 @@ def test_pixels_match_one_to_one_within_the_distance() -> None:
     assert matched(found, truth) == (2, 2)
 
 
-def test_counts_of_annotators_add_up_and_precision_asks_for_any() -> None:
+def test_counts_of_annotators_add_up_and_figures_by_hand() -> None:
     edges = 0.9 * column(SIZE, 20) + 0.4 * column(SIZE, 40)
     counts = measure_image(edges, [column(SIZE, 20), column(SIZE, 40), column(SIZE, 60)], count=3)
     assert counts.found.tolist() == [80, 40, 40]  # at 0.25, 0.5, 0.75
     assert counts.right.tolist() == counts.recalled.tolist() == [80, 40, 40]
     assert counts.wanted.tolist() == [120, 120, 120]
-
-
-def test_figures_by_hand() -> None:
     # found, right, wanted, recalled by two thresholds
     one, two = [(10, 8, 10, 8), (4, 4, 10, 4)], [(30, 10, 10, 10), (10, 8, 10, 8)]
     figures = edge_figures([EdgeCounts(*np.array(rows).T) for rows in (one, two)])
