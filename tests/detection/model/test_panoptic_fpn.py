@@ -126,6 +126,22 @@ def test_rows_of_stuff_go_with_their_names(detector) -> None:
     assert torch.equal(other.state_dict()[row], torch.stack([theirs[0], start[1], theirs[2]]))
 
 
+def by_pixels(found: list[Any], label_map: Any, rule: Merging) -> list[list[int]]:
+    """The paper's rule on sets of pixels: (label, pixels) of each segment, in their order."""
+    taken, segments = set[int](), list[list[int]]()
+    for score, label, mask in sorted(found, key=lambda item: -item[0]):
+        pixels = set(np.flatnonzero(mask).tolist())
+        if score < rule.instance_score or not pixels or len(pixels & taken) / len(pixels) > rule.overlap:
+            continue
+        segments += [[label, *sorted(pixels - taken)]] if pixels - taken else []
+        taken |= pixels
+    for stuff in range(1, int(label_map.max(initial=0)) + 1):
+        pixels = set(np.flatnonzero(label_map == stuff).tolist()) - taken
+        if pixels and len(pixels) >= rule.stuff_area:
+            segments.append([rule.num_things + stuff - 1, *sorted(pixels)])
+    return segments
+
+
 def test_merging_is_as_the_config_says_and_the_rule_pixel_by_pixel() -> None:
     own = settings.PanopticConfig(stuff=("sky",), instance_score=0.3, overlap=0.2, stuff_area=7)
     merge: Any = build_merge(replace(CONFIG, panoptic=own), 5)
@@ -148,19 +164,3 @@ def test_merging_is_as_the_config_says_and_the_rule_pixel_by_pixel() -> None:
         got = [[s.label, *np.flatnonzero(found.ids == s.id).tolist()] for s in found.found]
         assert got == by_pixels(objects, label_map, rule)
         assert set(np.unique(found.ids).tolist()) <= {0, *(s.id for s in found.found)}
-
-
-def by_pixels(found: list[Any], label_map: Any, rule: Merging) -> list[list[int]]:
-    """The paper's rule on sets of pixels: (label, pixels) of each segment, in their order."""
-    taken, segments = set[int](), list[list[int]]()
-    for score, label, mask in sorted(found, key=lambda item: -item[0]):
-        pixels = set(np.flatnonzero(mask).tolist())
-        if score < rule.instance_score or not pixels or len(pixels & taken) / len(pixels) > rule.overlap:
-            continue
-        segments += [[label, *sorted(pixels - taken)]] if pixels - taken else []
-        taken |= pixels
-    for stuff in range(1, int(label_map.max(initial=0)) + 1):
-        pixels = set(np.flatnonzero(label_map == stuff).tolist()) - taken
-        if pixels and len(pixels) >= rule.stuff_area:
-            segments.append([rule.num_things + stuff - 1, *sorted(pixels)])
-    return segments
