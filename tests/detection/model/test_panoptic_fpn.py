@@ -148,7 +148,7 @@ def test_merging_is_as_the_config_says_and_the_rule_pixel_by_pixel() -> None:
     assert (merge.num_things, merge.instance_score, merge.overlap, merge.stuff_area) == (5, 0.3, 0.2, 7)
     assert build_merge(replace(CONFIG, architecture="mask_rcnn"), 5) is None
     assert judged_fields(CONFIG) == ("masks", "label_maps", "panoptic")
-    """Also with shares, scores and areas exactly at their limits, and without any object."""
+    # Also with shares, scores and areas exactly at their limits, and without any object
     generator = np.random.default_rng(0)
     for _ in range(300):
         overlap, area = float(generator.choice([0.25, 0.5, 0.75, 1.0])), int(generator.integers(1, 30))
