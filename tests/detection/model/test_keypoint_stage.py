@@ -36,9 +36,12 @@ def make_stage(*, flat: bool = False) -> KeypointStage:
 
 @pytest.fixture
 def loss_of(losses_of):
-    return lambda stage, target, boxes, objects, feature=FEATURES[:1]: losses_of(
-        stage, feature, [target], [boxes], [objects]
-    )["keypoint"]
+    def loss(stage: KeypointStage, target: Target, boxes: Any, objects: Any, feature: Tensor = FEATURES[:1]) -> Tensor:
+        losses = losses_of(stage, feature, [target], [boxes], [objects])
+        assert list(losses) == ["keypoint"]
+        return losses["keypoint"]
+
+    return loss
 
 
 def test_the_loss_is_that_of_torchvision_over_cells(loss_of) -> None:
