@@ -323,7 +323,7 @@ def seen(config: ClassificationConfig, runs: Sequence[Path], output: Path) -> tu
     return torch.cat(found), result
 
 
-VIEWS = {"crop": {}, "ten_crop": {"crop": 28}, "dense": {"scales": (32, 48)}}
+VIEWS: dict[str, dict[str, Any]] = {"crop": {}, "ten_crop": {"crop": 28}, "dense": {"scales": (32, 48)}}
 
 
 @pytest.mark.parametrize("views", VIEWS)
