@@ -166,11 +166,12 @@ def test_weights_of_a_run_are_taken_unless_a_whole_detector_follows(tmp_path: Pa
 
 
 def test_weights_of_a_run_with_options_that_no_name_shows_are_refused(tmp_path: Path) -> None:
-    for trained, given, message in (
+    cases: Any = (
         ({"norm_eps": 1e-3}, {}, "backbone.norm_eps is None here, and was 0.001"),
         ({"stochastic_depth": 0.5}, {}, "backbone.stochastic_depth is None here, and was 0.5"),
         ({}, {"weights_source": "caffe"}, "backbone.weights_source is 'caffe' here, and was 'torchvision'"),
-    ):
+    )
+    for trained, given, message in cases:
         run = write_run(tmp_path / message.partition(" ")[0], **trained)
         for weights in (run, run / "checkpoints" / "0000000.safetensors"):
             config = Backbone(name="resnet18", norm="bn", weights=str(weights), **given)

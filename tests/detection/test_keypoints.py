@@ -1,5 +1,7 @@
 """Mirrors detection/keypoints.py."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from pycocotools.cocoeval import Params
@@ -28,12 +30,13 @@ def test_a_flip_swaps_left_and_right_of_a_person() -> None:
 
 
 def test_what_fits_no_keypoints_is_refused() -> None:
-    for names, options, message in (
+    cases: Any = (
         ((), {}, "names"),
         (("a", "a"), {}, "each once"),
         (("a", "b"), {"edges": ((0, 2),)}, r"0\.\.1, got \[0, 2\]"),
         (("a", "b"), {"sigmas": (0.1,)}, r"each of the 2 keypoints a, b, got \[0\.1\]"),
         (("a",), {"sigmas": (0.0,)}, "above 0"),
-    ):
+    )
+    for names, options, message in cases:
         with pytest.raises(ValueError, match=message):
             KeypointSpec(names, **options)

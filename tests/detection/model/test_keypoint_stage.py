@@ -72,7 +72,7 @@ def test_nothing_to_learn_gives_zero_with_a_gradient_and_other_keypoints_are_ref
 
 def test_detections_get_the_keypoints_of_their_own_image(make_found) -> None:
     boxes = [[[0.0, 0, 40, 40], [20, 20, 60, 60]], [[0.0, 0, 40, 40], [0, 0, 0, 0]]]
-    found = (stage := make_stage())([FEATURES], make_found(boxes, labels := [[0, 0], [0, -1]])).ragged()
+    found: list[Any] = (stage := make_stage())([FEATURES], make_found(boxes, labels := [[0, 0], [0, -1]])).ragged()
     for row, image in enumerate(found):
         (expected,) = stage([FEATURES[row, None]], make_found([boxes[row]], [labels[row]])).ragged()
         torch.testing.assert_close(image.keypoints, expected.keypoints)
