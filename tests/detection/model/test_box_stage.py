@@ -146,8 +146,8 @@ class TestLosses:
         assert not grads[0][1].any()  # the second image has no region
         losses, _ = learn(stage, ones(), [make_proposals()], [make_target()])
         assert [loss.item() for loss in losses.values()] == [0, 0]
-        grads = torch.autograd.grad(sum(losses.values(), torch.zeros(())), [*predictor.parameters()])
-        assert not any(grad.any() for grad in grads)
+        none = torch.autograd.grad(sum(losses.values(), torch.zeros(())), [*predictor.parameters()])
+        assert not any(grad.any() for grad in none)
 
 
 class TestDrawing:
