@@ -1,7 +1,6 @@
 """Mirrors library_classifier.py: networks of libraries are the libraries' own, head included."""
 
 from importlib.metadata import PackageNotFoundError
-from pathlib import Path
 
 import pytest
 import torch
@@ -39,7 +38,7 @@ def test_logits_of_any_network_for_any_number_of_classes(name: str, heads: set[s
 
 
 @torch.no_grad()
-def test_published_weights_give_the_library_s_logits_and_a_detector_the_layers_below(tmp_path: Path) -> None:
+def test_published_weights_give_the_library_s_logits_and_a_detector_the_layers_below(tmp_path) -> None:
     torch.manual_seed(0)
     name, file = "mobilenetv3_small_050", tmp_path / "weights.pth"
     theirs = timm.create_model(name, num_classes=7).eval()
@@ -94,7 +93,7 @@ def test_mistakes_are_named(name: str, options, message: str) -> None:
         meta(name, **options)
 
 
-def test_weights_of_a_package_are_looked_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_of_a_package_are_looked_for_there(monkeypatch) -> None:
     def absent(name: str) -> None:
         raise PackageNotFoundError(name)
 

@@ -65,7 +65,7 @@ def test_none_means_the_default_of_the_backbone() -> None:
     assert meta("resnet50", stride_in="1x1", norm_eps=1e-3).input_stats == IMAGENET_RGB
 
 
-def test_weights_from_a_file_are_loaded(files: Path) -> None:
+def test_weights_from_a_file_are_loaded(files) -> None:
     expected = torchvision_state("resnet18")
     state = build_backbone("resnet18", weights=str(files / "resnet18.pth")).state_dict()
     assert set(state) == {n for n in expected if not n.startswith("fc.") and not n.endswith("num_batches_tracked")}
@@ -77,7 +77,7 @@ def test_weights_from_a_file_are_loaded(files: Path) -> None:
     assert not state["layer4.1.conv2.offset.weight"].any()
 
 
-def test_a_source_brings_stats_and_stride_also_without_weights(files: Path) -> None:
+def test_a_source_brings_stats_and_stride_also_without_weights(files) -> None:
     options: Any
     for name, options in (
         ("resnet50", {"weights": "unread.pth", "load_weights": False}),
@@ -119,13 +119,13 @@ def test_option_against_the_source_is_refused_with_both_sides(source: str, optio
         ("resnet51", None, {}, r"'resnet51'; did you mean 'resnet50'\? known: resnet18, .*vgg16"),
     ],
 )
-def test_what_does_not_fit_is_refused(files: Path, name: str, weights: str, options, message: str) -> None:
+def test_what_does_not_fit_is_refused(files, name: str, weights: str, options, message: str) -> None:
     weights = str(files / weights) if weights and weights.endswith(".pth") else weights
     with pytest.raises(ValueError, match=message):
         build_backbone(name, weights=weights, **options)
 
 
-def test_vgg_from_a_pickle_of_caffe_s(tmp_path: Path) -> None:
+def test_vgg_from_a_pickle_of_caffe_s(tmp_path) -> None:
     shapes = [tuple(value.shape) for value in meta("vgg11", roi_size=1).state_dict().values()]
     layers = [
         *(f"conv{place}" for place in ("1_1", "2_1", "3_1", "3_2", "4_1", "4_2", "5_1", "5_2")),
@@ -142,7 +142,7 @@ def test_vgg_from_a_pickle_of_caffe_s(tmp_path: Path) -> None:
         build_backbone("vgg11", weights=str(path), roi_size=1)
 
 
-def test_torchvision_weights_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_weights_are_downloaded(tmp_path, monkeypatch) -> None:
     expected, draft = torchvision_state("resnet18"), tmp_path / "draft.pth"
     torch.save(expected, draft)
     path = draft.rename(tmp_path / f"resnet18-{hashlib.sha256(draft.read_bytes()).hexdigest()[:8]}.pth")
@@ -152,7 +152,7 @@ def test_torchvision_weights_are_downloaded(tmp_path: Path, monkeypatch: pytest.
     assert torch.equal(state["layer4.1.conv2.weight"], expected["layer4.1.conv2.weight"])
 
 
-def test_registered_backbone_is_built_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_backbone_is_built_by_name(monkeypatch) -> None:
     monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
     register("thin", partial(ResNet, 18, shortcut="A"))
     assert backbone_names()[-1] == "thin"

@@ -1,7 +1,6 @@
 """Mirrors timm.py and torchvision.py of backbones/adapters, and names with a prefix in registry.py."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ def meta(name: str, **options) -> Backbone:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "densenet121"])
-def test_features_equal_those_of_timm(name: str, tmp_path: Path) -> None:
+def test_features_equal_those_of_timm(name: str, tmp_path) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
@@ -36,7 +35,7 @@ def test_features_equal_those_of_timm(name: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_googlenet_equals_torchvision_with_its_own_preprocessing(tmp_path: Path) -> None:
+def test_googlenet_equals_torchvision_with_its_own_preprocessing(tmp_path) -> None:
     torch.manual_seed(0)
     theirs = get_model("googlenet", weights=None, aux_logits=True, transform_input=True, init_weights=False).eval()
     torch.save(theirs.state_dict(), tmp_path / "googlenet.pth")
@@ -68,7 +67,7 @@ def test_stages_go_by_stride_and_stats_are_those_of_the_weights_unless_given() -
     assert [meta(name, input_stats=given).input_stats for name in ("timm:resnet18", GOOGLENET)] == [given, given]
 
 
-def test_published_weights_are_asked_for_by_name_and_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_are_asked_for_by_name_and_tag(monkeypatch) -> None:
     torch.manual_seed(0)
     model, asked = timm.create_model("resnet18"), []
 
@@ -117,7 +116,7 @@ def test_what_cannot_be_a_backbone_is_refused_with_the_reason(name: str, options
         meta(name, **options)
 
 
-def test_weights_of_another_network_or_without_timm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_weights_of_another_network_or_without_timm(monkeypatch, tmp_path) -> None:
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(ValueError, match=r"resnet18.pth' do not fit ConvNeXt"):
         build_backbone("timm:convnext_atto", weights=str(tmp_path / "resnet18.pth"))

@@ -1,7 +1,5 @@
 """Mirrors caffe.py."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -67,7 +65,7 @@ def test_statistics_of_a_resnet_get_torchvision_s_names(resnet: State) -> None:
 
 @pytest.mark.parametrize("biased", [False, True])
 @torch.inference_mode()
-def test_a_folded_resnet_is_the_same_network(resnet: State, tmp_path: Path, biased: bool) -> None:
+def test_a_folded_resnet_is_the_same_network(resnet: State, tmp_path, biased: bool) -> None:
     """Also when convolutions have a bias, as MSRA's ResNet-50 in its first layer."""
     pickled = resnet_pickle(resnet, folded=True)
     if biased:

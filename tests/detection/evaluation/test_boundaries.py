@@ -1,7 +1,5 @@
 """Mirrors detection/evaluation/boundaries.py."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -21,7 +19,6 @@ from detection.masks import RLE, decode, empty_rle, encode, is_empty
 
 Array = np.ndarray[Any, Any]
 Make = Callable[..., Record]
-Records = Callable[..., list[Record]]
 SMALL = (50, 50)  # its boundaries are one pixel wide
 NAMES = ["a", "b", "c", "d"]
 
@@ -33,7 +30,7 @@ def rectangle(x1: int, y1: int, x2: int, y2: int) -> RLE:
 
 
 @pytest.fixture
-def masked(record: Make) -> Make:
+def masked(record) -> Make:
     """One image of a class, given by masks; the first detection is the best."""
 
     def make(objects: Sequence[RLE], found: Sequence[RLE], **options: Any) -> Record:
@@ -72,7 +69,7 @@ def test_boundaries_are_those_of_the_definition_and_2_percent_of_the_diagonal_wi
         assert np.array_equal(decode([boundary(rle)], size)[0].numpy(), by_definition(rle))
 
 
-def test_the_iou_of_a_pair_is_the_lesser_of_both(masked: Make) -> None:
+def test_the_iou_of_a_pair_is_the_lesser_of_both(masked) -> None:
     # Rings of 36 pixels that share 9 of their rows above and 9 below; the masks share 90 of 110 pixels.
     image = masked([rectangle(10, 10, 20, 20)], [rectangle(11, 10, 21, 20)])
     assert ious(image, least=0.3) == [pytest.approx(18 / 54)]
@@ -83,7 +80,7 @@ def test_the_iou_of_a_pair_is_the_lesser_of_both(masked: Make) -> None:
     assert found == pytest.approx([0.7, 0])  # up to IoU 0.80
 
 
-def test_crowds_unknown_masks_and_empty_ones(masked: Make, record: Make) -> None:
+def test_crowds_unknown_masks_and_empty_ones(masked, record) -> None:
     crowd, found = rectangle(0, 0, 40, 40), [rectangle(10, 10, 20, 20), rectangle(30, 30, 50, 50)]
     covered = ious(masked([crowd], found, ignore=[0]), least=0.2)
     assert covered == [1.0, pytest.approx(100 / 400)]  # by their masks: their boundaries share nothing
@@ -96,7 +93,7 @@ def test_crowds_unknown_masks_and_empty_ones(masked: Make, record: Make) -> None
         evaluate_coco([record()], NAMES, iou_type="boundary")
 
 
-def test_pairs_are_those_of_all_with_all(random_records: Records) -> None:
+def test_pairs_are_those_of_all_with_all(random_records) -> None:
     columns, expected = join_records(random_records(0, 4, masks=True), 4), []
     theirs, own = ([*map(by_definition, masks or ())] for masks in (columns.masks, columns.gt_masks))
     crowds = columns.gt_ignore.tolist()
@@ -135,7 +132,7 @@ def of_faster_coco_eval(records: Sequence[Record]) -> list[float]:
     return [float(number) for number in evaluation.stats[: len(COCO_NUMBERS)]]
 
 
-def test_numbers_are_those_of_faster_coco_eval(random_records: Records) -> None:
+def test_numbers_are_those_of_faster_coco_eval(random_records) -> None:
     some = 0
     for seed in range(4):
         records = random_records(seed, 6, masks=True)

@@ -1,10 +1,7 @@
 """Mirrors coco.py and average_precision.py; test_coco_parity.py compares all numbers with pycocotools."""
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +14,6 @@ from detection.evaluation.matching import match
 from detection.evaluation.record import Record
 from detection.masks import empty_rle, encode
 
-Make = Callable[..., Record]
-Records = Callable[..., list[Record]]
 NAMES = ["cat", "dog", "cow", "unseen"]
 BOX, NOWHERE = (0, 0, 10, 10), (50, 50, 60, 60)
 
@@ -36,7 +31,7 @@ def without(image: Record, *parts: str) -> Record:
     return replace(image, **{name: getattr(image, name)[:0] for name in (*found, *objects)})
 
 
-def test_known_value(record: Make, numbers: Any) -> None:
+def test_known_value(record, numbers) -> None:
     # Two objects of 50 x 50 and one detection of the first with IoU 30/50: a hit at 0.50, 0.55 and 0.60.
     # There recall is 1/2 with precision 1: 51 of the 101 recalls 0, 0.01, ..., 0.5 count 1.
     image = record([[0, 0, 50, 50], [100, 100, 150, 150]], [([0, 0, 50, 30], 0.9)])
@@ -49,7 +44,7 @@ def test_known_value(record: Make, numbers: Any) -> None:
     assert np.isnan([result.APs, result.APl, result.ARs, result.ARl]).all()
 
 
-def test_known_mask_value(record: Make, numbers: Any) -> None:
+def test_known_mask_value(record, numbers) -> None:
     # Boxes that agree; the mask is half of its object's: an IoU of 0.5 is a hit at 0.5 only.
     x = np.arange(60)[None, :].repeat(60, axis=0)
     box = [10, 10, 50, 50]
@@ -61,14 +56,14 @@ def test_known_mask_value(record: Make, numbers: Any) -> None:
     assert numbers(evaluate_coco([perfect(image)], ["cat"], iou_type="segm"))[:3] == pytest.approx([1, 1, 1])
 
 
-def test_perfect_detections_reach_one(random_records: Records) -> None:
+def test_perfect_detections_reach_one(random_records) -> None:
     result = evaluate_coco([perfect(image) for image in random_records(0)], NAMES)
     assert [getattr(result, name) for name in COCO_NUMBERS if name not in ("AR1", "AR10")] == pytest.approx([1.0] * 10)
     assert 0 < result.AR1 < 1
     np.testing.assert_allclose(result.class_ap, [1, 1, 1, np.nan])
 
 
-def test_nothing_to_find_gives_no_value_and_no_detections_give_zero(random_records: Records, numbers: Any) -> None:
+def test_nothing_to_find_gives_no_value_and_no_detections_give_zero(random_records, numbers) -> None:
     records = random_records(0)
     crowds = [replace(image, gt_ignore=np.ones(len(image.gt_boxes), np.bool_)) for image in records]
     blank = without(records[0], "objects", "detections")
@@ -82,14 +77,14 @@ def test_nothing_to_find_gives_no_value_and_no_detections_give_zero(random_recor
 
 
 @pytest.mark.parametrize("scores", [np.nextafter(np.float32(0.5), np.ones(2, np.float32)), np.array([0.5 + 1e-12] * 2)])
-def test_scores_are_not_rounded(scores: Any, record: Make) -> None:
+def test_scores_are_not_rounded(scores: Any, record) -> None:
     # The hit ranks above the miss by the last digits: precision is 1 only if these survive.
     image = record([[0, 0, 50, 50]], [([500, 500, 550, 550], 0), ([0, 0, 50, 50], 0)])
     scores[0] = 0.5
     assert evaluate_coco([replace(image, scores=scores)], ["cat"]).class_ap == pytest.approx([1.0])
 
 
-def test_an_object_of_unknown_mask_is_neither_hit_nor_miss(record: Make) -> None:
+def test_an_object_of_unknown_mask_is_neither_hit_nor_miss(record) -> None:
     boxes, whole = [[0, 0, 300, 150], [0, 150, 300, 300]], encode(np.arange(300)[:, None].repeat(300, 1) >= 150)
     image = record(boxes, [(boxes[1], 0.9)], gt_masks=(empty_rle((300, 300)), whole), masks=(whole,))
     masks, own = (evaluate_coco([image], ["cat"], iou_type=kind).AP for kind in ("segm", "bbox"))
@@ -97,7 +92,7 @@ def test_an_object_of_unknown_mask_is_neither_hit_nor_miss(record: Make) -> None
     assert own == pytest.approx(51 / 101)  # the object counts for boxes, and was not found
 
 
-def test_mistakes_are_named(record: Make, random_records: Records) -> None:
+def test_mistakes_are_named(record, random_records) -> None:
     image = record([[0, 0, 9, 9]], [([0, 0, 9, 9], 1, 0.5)])
     with pytest.raises(ValueError, match="occurs twice"):
         evaluate_coco([image, image], NAMES)
@@ -113,7 +108,7 @@ def test_mistakes_are_named(record: Make, random_records: Records) -> None:
         replace(masked, masks=())
 
 
-def test_results_are_plain_numbers_in_coco_format_that_give_the_corners_back(record: Make) -> None:
+def test_results_are_plain_numbers_in_coco_format_that_give_the_corners_back(record) -> None:
     # In float32 100.3 - 0.1 would be rounded.
     corners = np.array([0.1, 0.3, 100.3, 70.7], np.float32)
     image = record([], [([1.5, 2, 11.5, 22], 1, 0.75), (corners, 0, 0.1)], image_id=42, size=(40, 60))
@@ -129,7 +124,7 @@ def test_results_are_plain_numbers_in_coco_format_that_give_the_corners_back(rec
     assert found[0] == results[0] | {"segmentation": {"size": [40, 60], "counts": masks[0]["counts"].decode()}}
 
 
-def test_recall_of_weighted_images_is_that_of_the_repeated_ones(random_records: Records, repeated: Any) -> None:
+def test_recall_of_weighted_images_is_that_of_the_repeated_ones(random_records, repeated) -> None:
     records = random_records(3, each=8)
     weights = np.random.default_rng(0).integers(0, 3, (3, len(records)))
     for limit, name in ((1, "AR1"), (10, "AR10"), (100, "AR100")):
@@ -138,7 +133,7 @@ def test_recall_of_weighted_images_is_that_of_the_repeated_ones(random_records: 
             assert np.nanmean(row) == pytest.approx(getattr(evaluate_coco(repeated(records, counts), NAMES), name))
 
 
-def test_known_value_under_weights(record: Make) -> None:
+def test_known_value_under_weights(record) -> None:
     # By score: a hit in image 1, a miss in image 2, a hit in image 2; one object in each image.
     images = [record([BOX], [(BOX, 0.9)]), record([BOX], [(NOWHERE, 0.8), (BOX, 0.7)], image_id=2)]
     weights = np.array([[1, 1], [2, 1], [0, 2], [0, 0]])
@@ -149,9 +144,7 @@ def test_known_value_under_weights(record: Make) -> None:
     assert math.isnan(none)
 
 
-def test_weights_give_the_ap_of_repeated_images(
-    random_records: Records, repeated: Any, reference: Any, monkeypatch: Any
-) -> None:
+def test_weights_give_the_ap_of_repeated_images(random_records, repeated, reference, monkeypatch) -> None:
     records = random_records(0, 8)
     weights = np.random.default_rng(0).multinomial(8, np.full(8, 1 / 8), size=8)
     found = average_precision(match(records, NAMES), weights)
@@ -163,7 +156,7 @@ def test_weights_give_the_ap_of_repeated_images(
     np.testing.assert_array_equal(average_precision(match(records, NAMES), weights), found)
 
 
-def test_a_class_missing_from_a_resample_stays_out_of_its_mean(record: Make) -> None:
+def test_a_class_missing_from_a_resample_stays_out_of_its_mean(record) -> None:
     # Class 0 has its only object in image 1, class 1 in both; the detector finds all of class 1 only.
     images = [record([(BOX, 0), (BOX, 1)], [(BOX, 1, 0.9)]), record([(BOX, 1)], [(BOX, 1, 0.8)], image_id=2)]
     ap = average_precision(match(images, ["a", "b"]), np.array([[1, 1], [0, 2]]))

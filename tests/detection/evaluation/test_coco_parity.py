@@ -1,7 +1,5 @@
 """All numbers of COCO against pycocotools, on sets made to tell two implementations apart."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -59,7 +57,7 @@ KINDS = {at_limits: 2, tied: 3, crowded: 1, lopsided: 4}  # and their numbers of
 
 
 @pytest.fixture
-def drawn(record: Callable[..., Record]) -> Callable[..., list[Record]]:
+def drawn(record):
     """Boxes of a kind with random classes, scores of few values, some crowds and ids in no order."""
 
     def draw(make: Make, rng: np.random.Generator) -> list[Record]:
@@ -82,7 +80,7 @@ def drawn(record: Callable[..., Record]) -> Callable[..., list[Record]]:
 
 @pytest.mark.parametrize("sets", [10, pytest.param(150, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", KINDS)
-def test_boxes_give_the_numbers_of_pycocotools(make: Make, sets: int, drawn: Any, reference: Any, numbers: Any) -> None:
+def test_boxes_give_the_numbers_of_pycocotools(make: Make, sets: int, drawn, reference, numbers) -> None:
     some = np.zeros(24, np.int64)
     for seed in range(sets):
         records = drawn(make, np.random.default_rng(seed))
@@ -96,9 +94,7 @@ def test_boxes_give_the_numbers_of_pycocotools(make: Make, sets: int, drawn: Any
     ("make", "sets"),
     [(tied, 1), *(pytest.param(make, 10, marks=pytest.mark.slow) for make in (at_limits, tied, lopsided))],
 )
-def test_masks_give_the_numbers_of_pycocotools(
-    make: Make, sets: int, drawn: Any, with_masks: Any, reference: Any, numbers: Any
-) -> None:
+def test_masks_give_the_numbers_of_pycocotools(make: Make, sets: int, drawn, with_masks, reference, numbers) -> None:
     known = 0
     for seed in range(sets):
         rng = np.random.default_rng(seed)

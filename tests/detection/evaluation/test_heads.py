@@ -1,7 +1,5 @@
 """Mirrors heads.py and verdicts.py, on means over images, and in a world without any interaction."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from itertools import combinations

@@ -1,7 +1,5 @@
 """Mirrors detection/evaluation/label_maps.py."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +15,6 @@ from detection.evaluation.record import Record
 from detection.evaluation.run_figures import run_statistic
 from detection.structures import VOID
 
-Make = Callable[..., Record]
 Array = np.ndarray[Any, Any]
 Maps = Sequence[tuple[Array, Array]]
 NAMES = ("road", "sky", "car", "unseen")
@@ -32,7 +29,7 @@ def random_maps(seed: int, images: int = 5) -> Maps:
 
 
 @pytest.fixture
-def counted(record: Make) -> Callable[[Maps], list[Record]]:
+def counted(record) -> Callable[[Maps], list[Record]]:
     """Images without objects, whose labels were counted."""
     return lambda maps: [
         record(image_id=number, label_counts=label_counts(*pair, len(NAMES)))
@@ -60,7 +57,7 @@ def brute_force(maps: Maps) -> list[Any]:
     return [np.nanmean(ious), weighted, hits / judged, sum(accuracies) / len(accuracies), *ious]
 
 
-def test_figures_by_hand(record: Make) -> None:
+def test_figures_by_hand(record) -> None:
     true = np.array([[0, 0, 1, 1], [0, 0, 1, VOID]], np.uint8)
     counts = label_counts(true, np.array([[0, 0, 1, 2], [0, 1, VOID, 2]], np.uint8), 3)
     assert counts.toarray().tolist() == [[3, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0]]
@@ -75,7 +72,7 @@ def test_figures_by_hand(record: Make) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_figures_equal_brute_force_on_any_choice_of_images(seed: int, counted: Any) -> None:
+def test_figures_equal_brute_force_on_any_choice_of_images(seed: int, counted) -> None:
     maps = random_maps(seed)
     records = counted(maps)
     found = label_figures(pixel_totals(records, len(NAMES)).sum(axis=0, keepdims=True))
@@ -91,7 +88,7 @@ def test_figures_equal_brute_force_on_any_choice_of_images(seed: int, counted: A
     assert np.isnan(influence[:, -1]).all()
 
 
-def test_maps_that_cannot_be_judged_are_named(record: Make) -> None:
+def test_maps_that_cannot_be_judged_are_named(record) -> None:
     true = np.zeros((2, 3), np.uint8)
     with pytest.raises(ValueError, match=r"\(3, 2\)"):
         label_counts(true, true.T, 2)
@@ -101,7 +98,7 @@ def test_maps_that_cannot_be_judged_are_named(record: Make) -> None:
         pixel_totals([record(image_id=9, label_counts=csr_array(np.zeros((3, 4), np.int32)))], 2)
 
 
-def test_a_panoptic_run_has_all_figures(record: Make) -> None:
+def test_a_panoptic_run_has_all_figures(record) -> None:
     rng, own = np.random.default_rng(0), {"gt_masks": (), "masks": ()}
     counts = [label_counts(*pair, len(NAMES)) for pair in random_maps(1)]
     records = [
@@ -115,7 +112,7 @@ def test_a_panoptic_run_has_all_figures(record: Make) -> None:
     assert values["panoptic.PQ"] == pytest.approx(np.mean([values[f"panoptic.per_class.{name}.PQ"] for name in NAMES]))
 
 
-def test_runs_that_were_judged_by_other_label_maps_are_not_compared(record: Make) -> None:
+def test_runs_that_were_judged_by_other_label_maps_are_not_compared(record) -> None:
     counts = np.array([[[2, 0, 1], [0, 3, 0]], [[4, 1, 0], [2, 2, 0]]])
     ours, others, lacking, plain = (
         [

@@ -1,7 +1,5 @@
 """Mirrors noise.py and planning.py: known values, and simulated experiments of a world that is known."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from itertools import combinations

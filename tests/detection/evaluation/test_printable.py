@@ -1,11 +1,7 @@
 """Mirrors detection/evaluation/printable.py and text_table.py."""
 
-from __future__ import annotations
-
 import os
 import sys
-
-import pytest
 
 from detection.evaluation.printable import printable
 from detection.evaluation.text_table import text_table
@@ -28,7 +24,7 @@ def test_table_by_hand() -> None:
     assert text_table(["class", "AP"], []) == "class      AP"
 
 
-def test_long_names_go_on_below_and_numbers_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_names_go_on_below_and_numbers_stay_whole(monkeypatch) -> None:
     lines = text_table(["class", "AP"], [["word " * 30, "12.3"], ["x" * 100, "45.6"]]).splitlines()
     assert max(map(len, lines)) == 80
     assert [line.split()[-1] for line in lines if "12.3" in line or "45.6" in line] == ["12.3", "45.6"]

@@ -1,7 +1,5 @@
 """Mirrors detection/evaluation/recall.py."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -73,7 +71,7 @@ def test_objects_of_all_images_weigh_the_same_and_images_without_them_do_not_cou
 
 
 @pytest.fixture
-def of_pycocotools(record: Any, reference: Any) -> Any:
+def of_pycocotools(record, reference) -> Any:
     """Its AR1, AR10 and AR100 of proposals whose scores fall."""
 
     def recall(items: Sequence[ProposalRecord]) -> dict[str, float]:
@@ -86,7 +84,7 @@ def of_pycocotools(record: Any, reference: Any) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_agrees_with_pycocotools_on_disjoint_objects(seed: int, of_pycocotools: Any) -> None:
+def test_agrees_with_pycocotools_on_disjoint_objects(seed: int, of_pycocotools) -> None:
     """It lets the proposals choose in the order of their scores, anew at each threshold; here the pairs of the highest
     IoU come first, once.  The two agree where no proposal can have two objects at IoU 0.5, as where objects are
     disjoint: an IoU of 0.5 needs half of the proposal.

@@ -1,10 +1,8 @@
 """Mirrors report.py and metrics.py: the table of figures, and what is printed and kept of it."""
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -114,7 +112,7 @@ def test_every_figure_of_an_evaluation_is_in_the_table_once() -> None:
 
 
 @pytest.fixture
-def _extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def _extra(monkeypatch) -> None:
     """A metric as a stranger would add it: one function and one line."""
 
     def extra_boxes(records: Sequence[Record], class_names: Sequence[str]) -> float:
@@ -135,7 +133,7 @@ def test_which_of_two_figures_is_better() -> None:
 
 
 @pytest.mark.usefixtures("_extra")
-def test_a_metric_of_one_function_and_one_line_is_everywhere(record: Callable[..., Record]) -> None:
+def test_a_metric_of_one_function_and_one_line_is_everywhere(record) -> None:
     box = [0, 0, 5, 5]
     result, nothing = (
         evaluate(records, ("cat",), "area") for records in ([record([box], [(box, 0.9)] * 3)], list[Record]())

@@ -1,8 +1,5 @@
 """Mirrors detection/evaluation/run_figures.py: every figure is that of a test, also on any choice of images."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +14,6 @@ from detection.evaluation.run_figures import run_statistic
 from detection.evaluation.tide import ERROR_TYPES
 from detection.evaluation.voc import evaluate_voc
 
-Records = Callable[..., list[Record]]
 NAMES = ["cat", "dog", "cow", "unseen"]
 
 
@@ -39,7 +35,7 @@ def expected_of(records: list[Record]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("masks", [False, True])
-def test_figures_are_those_of_a_test(masks: bool, random_records: Records) -> None:
+def test_figures_are_those_of_a_test(masks: bool, random_records) -> None:
     records = random_records(0, 8, masks=masks)
     found, expected = figures(records, boundary=True), expected_of(records)
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
@@ -48,7 +44,7 @@ def test_figures_are_those_of_a_test(masks: bool, random_records: Records) -> No
     assert found["tide.AP50"] == pytest.approx(found["bbox.AP50"])
 
 
-def test_images_that_are_left_out_are_as_if_they_had_not_been_tested(random_records: Records) -> None:
+def test_images_that_are_left_out_are_as_if_they_had_not_been_tested(random_records) -> None:
     records = sorted(random_records(1), key=lambda record: record.image_id)
     statistic = run_statistic(records, NAMES)
     found = statistic.compute(np.ones((12, 12), np.int32) - np.eye(12, dtype=np.int32))
@@ -60,7 +56,7 @@ def test_images_that_are_left_out_are_as_if_they_had_not_been_tested(random_reco
         assert {key: values[key] for key in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
-def test_images_with_objects_are_counted_for_each_figure(random_records: Records) -> None:
+def test_images_with_objects_are_counted_for_each_figure(random_records) -> None:
     records = random_records(0)
     statistic = run_statistic(records, NAMES)
     images = dict(zip(statistic.names, statistic.images.tolist(), strict=True))
@@ -72,7 +68,7 @@ def test_images_with_objects_are_counted_for_each_figure(random_records: Records
     assert images["bbox.APs"] < images["bbox.AP"]
 
 
-def test_voc_map_has_the_definition_that_is_asked_for(random_records: Records) -> None:
+def test_voc_map_has_the_definition_that_is_asked_for(random_records) -> None:
     records = random_records(0)
     found = {metric: figures(records, voc_metric=metric)["voc.mAP"] for metric in ("11point", "area", "imagenet")}
     voc, imagenet = evaluate_voc(records, NAMES), evaluate_voc(records, NAMES, imagenet=True)
@@ -82,7 +78,7 @@ def test_voc_map_has_the_definition_that_is_asked_for(random_records: Records) -
 
 
 @pytest.fixture
-def samples(random_records: Records) -> Callable[..., list[Sample]]:
+def samples(random_records):
     """Seeds of a method on the same 60 images, whose scores and a share of cats called dogs differ."""
 
     def train(count: int, *, wrong: float, seed: int) -> list[Sample]:
@@ -98,7 +94,7 @@ def samples(random_records: Records) -> Callable[..., list[Sample]]:
     return train
 
 
-def test_a_gain_is_proven_and_located_by_type_and_class_and_none_is_not(samples: Any) -> None:
+def test_a_gain_is_proven_and_located_by_type_and_class_and_none_is_not(samples) -> None:
     worse = samples(4, wrong=0.4, seed=1)
     gained = compare_samples({"a": worse, "b": samples(4, wrong=0.02, seed=2)}).pairs[0].methods
     assert gained is not None

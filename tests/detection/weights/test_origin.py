@@ -1,7 +1,5 @@
 """Mirrors weights/origin.py, and fine-tuning from what it reads; the server runs on 127.0.0.1, weights are random."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import threading

@@ -1,7 +1,5 @@
 """Mirrors detection/weights/torchvision_semantic.py: FCN and DeepLabV3 give torchvision's logits and losses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Mirrors weights/zoo.py; the server runs on 127.0.0.1."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import runpy
