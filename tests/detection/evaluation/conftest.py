@@ -145,15 +145,25 @@ def evaluate_reference(records: Sequence[Record], class_names: Sequence[str], *,
     return _result(numbers, precision)
 
 
-def _index(records: Sequence[Record], class_names: Sequence[str], annotations: list[dict[str, Any]]) -> COCO:
-    coco: Any = COCO()
-    coco.dataset = {
+@pytest.fixture(scope="session")
+def coco_truth():
+    """Objects of records as a dictionary in COCO's format; called as ``evaluate_coco``."""
+    return lambda records, names, iou_type: _dataset(records, names, _objects(records, iou_type))
+
+
+def _dataset(records: Sequence[Record], class_names: Sequence[str], annotations: list[dict[str, Any]]) -> Any:
+    return {
         "info": {},
         "images": [{"id": r.image_id, "height": r.size[0], "width": r.size[1]} for r in records],
         "categories": [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)],
         # COCOeval takes a match with id 0 for no match.
         "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)],
     }
+
+
+def _index(*parts: Any) -> COCO:
+    coco: Any = COCO()
+    coco.dataset = _dataset(*parts)
     coco.createIndex()
     return coco
 

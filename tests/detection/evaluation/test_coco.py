@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detection.evaluation.average_precision import average_precision, mean_over_classes
-from detection.evaluation.coco import COCO_NUMBERS, average_recall, coco_results, evaluate_coco
+from detection.evaluation.coco import COCO_NUMBERS, coco_results, evaluate_coco
 from detection.evaluation.matching import match
 from detection.evaluation.record import Record
 from detection.masks import empty_rle, encode
@@ -122,15 +122,6 @@ def test_results_are_plain_numbers_in_coco_format_that_give_the_corners_back(rec
     masks = (encode(np.ones((40, 60), np.bool_)), empty_rle((40, 60)))
     found = coco_results([replace(image, masks=masks)], [18, 44])
     assert found[0] == results[0] | {"segmentation": {"size": [40, 60], "counts": masks[0]["counts"].decode()}}
-
-
-def test_recall_of_weighted_images_is_that_of_the_repeated_ones(random_records, repeated) -> None:
-    records = random_records(3, each=8)
-    weights = np.random.default_rng(0).integers(0, 3, (3, len(records)))
-    for limit, name in ((1, "AR1"), (10, "AR10"), (100, "AR100")):
-        found = average_recall(match(records, NAMES), weights, limit=limit)
-        for row, counts in zip(found, weights.tolist(), strict=True):
-            assert np.nanmean(row) == pytest.approx(getattr(evaluate_coco(repeated(records, counts), NAMES), name))
 
 
 def test_known_value_under_weights(record) -> None:

@@ -44,16 +44,19 @@ def test_figures_are_those_of_a_test(masks: bool, random_records) -> None:
     assert found["tide.AP50"] == pytest.approx(found["bbox.AP50"])
 
 
-def test_images_that_are_left_out_are_as_if_they_had_not_been_tested(random_records) -> None:
-    records = sorted(random_records(1), key=lambda record: record.image_id)
-    statistic = run_statistic(records, NAMES)
-    found = statistic.compute(np.ones((12, 12), np.int32) - np.eye(12, dtype=np.int32))
-    for row in (0, 5):
-        expected, values = (
-            expected_of(records[:row] + records[row + 1 :]),
-            dict(zip(statistic.names, found[row], strict=True)),
-        )
-        assert {key: values[key] for key in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
+def test_weighted_images_give_the_figures_of_the_repeated_ones(random_records, repeated) -> None:
+    """Also where images are left out, or a class; those of VOC by all three definitions."""
+    records = random_records(1, each=3, wrong=0.4)
+    weights = np.random.default_rng(0).integers(0, 4, (4, len(records)))
+    weights[0] = 1
+    weights[0, 5] = 0
+    for rule in ("11point", "area", "imagenet"):
+        statistic = run_statistic(records, NAMES, voc_metric=rule)
+        for row, counts in zip(statistic.compute(weights), weights.tolist(), strict=True):
+            expected = figures(repeated(records, counts), voc_metric=rule)
+            values = dict(zip(statistic.names, row.tolist(), strict=True))
+            assert values == pytest.approx(expected, abs=1e-12, nan_ok=True)
+            assert all(0 < values[key] < 1 for key in ("bbox.AP", "bbox.AR1", "bbox.AR100", "voc.mAP", "tide.Cls"))
 
 
 def test_images_with_objects_are_counted_for_each_figure(random_records) -> None:

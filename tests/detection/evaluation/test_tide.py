@@ -148,12 +148,6 @@ def test_the_fixes_of_all_six_types_together_leave_nothing_wrong(mixed, monkeypa
         assert run["AP50"] + run["Cls"] == pytest.approx(1)
 
 
-def test_weights_give_the_gains_of_the_repeated_images(mixed, repeated) -> None:
-    records, counts = mixed(0, 6), [2, 0, 1, 3, 0, 1]
-    found = error_gains(match_errors(records, NAMES), np.array([counts]))[0]
-    np.testing.assert_allclose(found, list(errors_of(repeated(records, counts)).values()), rtol=0, atol=1e-12)
-
-
 def test_impossible_requests_are_named(easy: Record) -> None:
     with pytest.raises(ValueError, match="no records, expected those of at least 2 images"):
         match_errors([], NAMES)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detection.evaluation.record import Record
-from detection.evaluation.voc import evaluate_voc, match_voc, voc_precision
+from detection.evaluation.voc import evaluate_voc
 
 Box = tuple[float, float, float, float]
 
@@ -168,17 +168,6 @@ def test_agrees_with_a_slow_reading_of_the_definition(seed: int, record) -> None
     means = result.mean_ap_11point, result.mean_ap_area
     assert means == pytest.approx(np.nanmean(expected, axis=0))  # a class without objects stays out
     assert 0 < max(means) < 1
-
-
-def test_weighted_images_give_the_ap_of_the_repeated_ones(random_records, repeated) -> None:
-    records = random_records(0, 10)
-    weights = np.random.default_rng(0).integers(0, 4, (5, 10))
-    for rule in (False, True):
-        found = voc_precision(match_voc(records, "abcd", imagenet=rule), weights)
-        for row, counts in zip(found, weights.tolist(), strict=True):
-            expected = evaluate_voc(repeated(records, counts), "abcd", imagenet=rule)
-            np.testing.assert_allclose(row, np.stack([expected.ap_11point, expected.ap_area], axis=1), atol=1e-12)
-            assert 0 < expected.mean_ap_area < 1
 
 
 def imagenet(*records: Record) -> float:
