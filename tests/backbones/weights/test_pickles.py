@@ -110,9 +110,7 @@ def test_any_other_name_is_refused_and_not_called(tmp_path, read, module: str, n
     assert not mark.exists()
 
 
-def test_a_module_that_is_named_is_not_imported_and_harmful_pickles_do_harm_elsewhere(
-    tmp_path, read, monkeypatch
-) -> None:
+def test_a_named_module_is_not_imported_and_harmful_pickles_do_harm_elsewhere(tmp_path, read, monkeypatch) -> None:
     (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     with refused(r"it names trap\.anything"):

@@ -17,7 +17,6 @@ from detection.evaluation.record import Record
 from detection.fields.keypoints import to_coco
 from detection.masks import RLE, empty_rle, encode, is_empty
 
-Array = np.ndarray[Any, Any]
 coco_mask: Any = pycocotools_mask  # its type stubs take the bytes of an RLE for text
 
 
@@ -85,7 +84,7 @@ def with_masks():
 def fill(image: Record, rng: np.random.Generator) -> Record:
     y, x = np.mgrid[: image.size[0], : image.size[1]] + 0.5
 
-    def drawn(boxes: Array) -> tuple[RLE, ...]:
+    def drawn(boxes: np.ndarray) -> tuple[RLE, ...]:
         masks = []
         for x1, y1, x2, y2 in boxes.astype(np.float64):
             place = [(x - (x1 + x2) / 2) / max(x2 - x1, 1), (y - (y1 + y2) / 2) / max(y2 - y1, 1)]
@@ -108,7 +107,7 @@ def repeated() -> Callable[[Sequence[Record], Sequence[int]], list[Record]]:
 
 
 @pytest.fixture(scope="session")
-def numbers() -> Callable[[CocoResult], Array]:
+def numbers() -> Callable[[CocoResult], np.ndarray]:
     """All twelve numbers and the three of each class, flat."""
     return lambda result: np.concatenate(
         [[getattr(result, name) for name in COCO_NUMBERS], result.class_ap, result.class_ap50, result.class_ap75]
@@ -123,8 +122,6 @@ def reference():
 
 def evaluate_reference(records: Sequence[Record], class_names: Sequence[str], *, iou_type: IouType = "bbox") -> Any:
     """CocoResult, or of keypoints the ten numbers and AP of each class."""
-    if not records or not class_names:  # pycocotools takes an empty list of ids for "no restriction"
-        return _result(np.full(len(COCO_NUMBERS), -1.0), np.full((10, 1, len(class_names)), -1.0))
     with redirect_stdout(io.StringIO()):
         truth: Any = _index(records, class_names, _objects(records, iou_type))
         if iou_type == "keypoints":
@@ -192,7 +189,7 @@ def _detections(records: Sequence[Record], iou_type: IouType) -> list[dict[str, 
     return [{**result, "area": float(coco_mask.area(result["segmentation"])), "iscrowd": 0} for result in results]
 
 
-def _result(stats: Array, precision: Array) -> CocoResult:
+def _result(stats: np.ndarray, precision: np.ndarray) -> CocoResult:
     """COCO's ``stats`` (12,) and ``precision`` (IoU thresholds, recalls, K)."""
     numbers = np.where(stats < 0, np.nan, stats).tolist()
     # The values of a class are all -1 or all known, so its plain mean is the mean of the known ones.

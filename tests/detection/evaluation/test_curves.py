@@ -120,7 +120,6 @@ def test_found_objects_and_ranked_images(record) -> None:
         record([], [(A, 0.1)]),  # nothing to see and nothing shown
     ]
     ranked = rank_images(images, min_score=0.5)
-    assert [(s.row, s.hits, s.misses, s.false) for s in ranked] == [
-        *((2, 2, 0, 0), (1, 1, 0, 0), (0, 1, 1, 0), (4, 0, 1, 1), (3, 0, 2, 1))
-    ]
+    expected = [(2, 2, 0, 0), (1, 1, 0, 0), (0, 1, 1, 0), (4, 0, 1, 1), (3, 0, 2, 1)]
+    assert [(s.row, s.hits, s.misses, s.false) for s in ranked] == expected
     assert ranked[2].f1 == 2 / 3

@@ -1,7 +1,7 @@
 """Mirrors detection/evaluation/label_maps.py."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,10 @@ from scipy.sparse import csr_array
 from detection.evaluation import label_maps
 from detection.evaluation.jackknife import jackknife
 from detection.evaluation.label_maps import LABEL_NUMBERS, label_counts, label_figures, pixel_totals
-from detection.evaluation.record import Record
 from detection.evaluation.run_figures import run_statistic
 from detection.structures import VOID
 
-Array = np.ndarray[Any, Any]
-Maps = Sequence[tuple[Array, Array]]
+Maps = Sequence[tuple[np.ndarray, np.ndarray]]
 NAMES = ("road", "sky", "car", "unseen")
 
 
@@ -29,12 +27,9 @@ def random_maps(seed: int, images: int = 5) -> Maps:
 
 
 @pytest.fixture
-def counted(record) -> Callable[[Maps], list[Record]]:
+def counted(record):
     """Images without objects, whose labels were counted."""
-    return lambda maps: [
-        record(image_id=number, label_counts=label_counts(*pair, len(NAMES)))
-        for number, pair in enumerate(maps, start=1)
-    ]
+    return lambda counts: [record(image_id=n, label_counts=own) for n, own in enumerate(counts, start=1)]
 
 
 def brute_force(maps: Maps) -> list[Any]:
@@ -74,7 +69,7 @@ def test_figures_by_hand(record) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_figures_equal_brute_force_on_any_choice_of_images(seed: int, counted) -> None:
     maps = random_maps(seed)
-    records = counted(maps)
+    records = counted([label_counts(*pair, len(NAMES)) for pair in maps])
     found = label_figures(pixel_totals(records, len(NAMES)).sum(axis=0, keepdims=True))
     np.testing.assert_allclose([*found.numbers[0], *found.iou[0]], brute_force(maps), rtol=1e-12)
     statistic = run_statistic(records[::-1], NAMES)  # images are numbered by id, whatever the order
@@ -112,13 +107,10 @@ def test_a_panoptic_run_has_all_figures(record) -> None:
     assert values["panoptic.PQ"] == pytest.approx(np.mean([values[f"panoptic.per_class.{name}.PQ"] for name in NAMES]))
 
 
-def test_runs_that_were_judged_by_other_label_maps_are_not_compared(record) -> None:
+def test_runs_that_were_judged_by_other_label_maps_are_not_compared(counted) -> None:
     counts = np.array([[[2, 0, 1], [0, 3, 0]], [[4, 1, 0], [2, 2, 0]]])
     ours, others, lacking, plain = (
-        [
-            record(image_id=i, label_counts=None if part is None else csr_array(part))
-            for i, part in enumerate(parts, start=1)
-        ]
+        counted([None if part is None else csr_array(part) for part in parts])
         for parts in (counts, counts[..., [1, 0, 2]], [counts[0], np.array([[4, 0, 0], [2, 2, 0]])], [None, None])
     )
     label_maps.check_comparable_maps({"a": ours, "b": others[::-1]})

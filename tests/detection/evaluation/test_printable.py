@@ -16,11 +16,7 @@ def test_words_of_all_scripts_stay_and_what_breaks_lines_or_files_is_escaped() -
 
 def test_table_by_hand() -> None:
     table = text_table(["run", "AP", "state"], [["a", "7.5", "done"], ["longer", "100.0", "to do"]], left=(0, 2))
-    assert table.splitlines() == [
-        "run         AP  state",
-        "a          7.5  done",
-        "longer   100.0  to do",
-    ]
+    assert table.splitlines() == ["run         AP  state", "a          7.5  done", "longer   100.0  to do"]
     assert text_table(["class", "AP"], []) == "class      AP"
 
 

@@ -135,9 +135,7 @@ def test_which_of_two_figures_is_better() -> None:
 @pytest.mark.usefixtures("_extra")
 def test_a_metric_of_one_function_and_one_line_is_everywhere(record) -> None:
     box = [0, 0, 5, 5]
-    result, nothing = (
-        evaluate(records, ("cat",), "area") for records in ([record([box], [(box, 0.9)] * 3)], list[Record]())
-    )
+    result, nothing = (evaluate(found, ("cat",), "area") for found in ([record([box], [(box, 0.9)] * 3)], []))
     assert (result["counts"], nothing["counts"]) == ({"extra": 2.0}, {"extra": None})
     logged = shown_figures(result, "log")
     assert [logged[key] for key in ("bbox.AP", "bbox.AP50", "bbox.AP75", "voc.mAP")] == pytest.approx([1.0] * 4)

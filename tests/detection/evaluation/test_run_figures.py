@@ -75,9 +75,8 @@ def test_voc_map_has_the_definition_that_is_asked_for(random_records) -> None:
     records = random_records(0)
     found = {metric: figures(records, voc_metric=metric)["voc.mAP"] for metric in ("11point", "area", "imagenet")}
     voc, imagenet = evaluate_voc(records, NAMES), evaluate_voc(records, NAMES, imagenet=True)
-    assert found == pytest.approx(
-        {"11point": voc.mean_ap_11point, "area": voc.mean_ap_area, "imagenet": imagenet.mean_ap_area}
-    )
+    expected = {"11point": voc.mean_ap_11point, "area": voc.mean_ap_area, "imagenet": imagenet.mean_ap_area}
+    assert found == pytest.approx(expected)
 
 
 @pytest.fixture

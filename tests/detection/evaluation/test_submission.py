@@ -42,21 +42,19 @@ def test_imagenet_counts_pixels_from_0_and_classes_from_1(records: list[Record],
     ]
 
 
-@pytest.mark.parametrize(
-    ("first_pixel", "lines"),
-    [
-        (0, ["30 0 0 59 39 7 2 3 9 11", "7 59 39 59 39 30 0 0 0 0"]),
-        (1, ["30 1 1 60 40 7 3 4 10 12", "7 60 40 60 40 30 1 1 1 1"]),
-    ],
-)
-def test_localisation_has_a_line_of_whole_pixels_an_image(tmp_path, first_pixel: int, lines: list[str]) -> None:
+LOCALIZED = {0: "30 0 0 59 39 7 2 3 9 11\n7 59 39 59 39 30 0 0 0 0\n"}  # first pixel -> lines
+LOCALIZED[1] = "30 1 1 60 40 7 3 4 10 12\n7 60 40 60 40 30 1 1 1 1\n"
+
+
+@pytest.mark.parametrize(("first_pixel", "lines"), LOCALIZED.items())
+def test_localisation_has_a_line_of_whole_pixels_an_image(tmp_path, first_pixel: int, lines: str) -> None:
     guesses = [
         (np.array([1, 0]), np.array([[0, 0, 60, 40], [2.4, 2.6, 9.8, 12.3]], np.float32)),
         (np.array([0, 1]), np.array([[60, 40, 60, 40], [0, 0, 0, 0.3]], np.float32)),  # thinner than a pixel
     ]
     file = write_imagenet_loc(guesses, tmp_path, class_numbers=(7, 30), split="test", first_pixel=first_pixel)
     assert file == tmp_path / "clsloc_test.txt"
-    assert file.read_text() == "".join(f"{line}\n" for line in lines)
+    assert file.read_text() == lines
 
 
 @pytest.mark.parametrize("kinds", [["bbox"], ["bbox", "segm"]])

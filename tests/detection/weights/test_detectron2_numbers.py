@@ -71,9 +71,8 @@ def normalise(state: State, name: str, x: Tensor) -> Tensor:
         return x
     if f"{name}.norm.running_mean" not in state:
         return F.group_norm(x, 32, state[f"{name}.norm.weight"], state[f"{name}.norm.bias"], eps=1e-5)
-    scale, shift, mean, var = (
-        state[f"{name}.norm.{part}"].view(-1, 1, 1) for part in ("weight", "bias", "running_mean", "running_var")
-    )
+    parts = ("weight", "bias", "running_mean", "running_var")
+    scale, shift, mean, var = (state[f"{name}.norm.{part}"].view(-1, 1, 1) for part in parts)
     return (x - mean) / (var + 1e-5).sqrt() * scale + shift
 
 

@@ -253,9 +253,8 @@ class Hashed(BalancedPositiveNegativeSampler):
     def __init__(self, like: object, own_places: Sequence[Tensor], stream: int) -> None:
         assert isinstance(like, BalancedPositiveNegativeSampler)
         super().__init__(like.batch_size_per_image, like.positive_fraction)
-        self.numbers = [
-            hash32(torch.tensor([seed]), own, stream)[0] for seed, own in zip(SEEDS, own_places, strict=False)
-        ]
+        pairs = zip(SEEDS, own_places, strict=False)
+        self.numbers = [hash32(torch.tensor([seed]), own, stream)[0] for seed, own in pairs]
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         masks = list[tuple[Tensor, Tensor]]()
@@ -347,14 +346,13 @@ def test_losses_and_gradients_are_also_where_an_image_has_no_objects(both) -> No
         assert_same_losses(theirs, ours, counts)
 
 
-REGIONS_OF = ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn"]
-REGIONS_OF += ["maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn"]
+BUILDERS = ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn"]
+BUILDERS += ["maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn"]
+BUILDERS += ["retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [*REGIONS_OF, "retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn"]
-)
+@pytest.mark.parametrize("name", BUILDERS)
 def test_every_builder_gives_the_same_and_takes_its_weights_back(name: str, few) -> None:
     builder = getattr(theirs_of, name)
     theirs = build(builder, few)
