@@ -78,29 +78,23 @@ def drawn(record):
     return draw
 
 
-@pytest.mark.parametrize("sets", [10, pytest.param(150, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", KINDS)
-def test_boxes_give_the_numbers_of_pycocotools(make: Make, sets: int, drawn, reference, numbers) -> None:
-    some = np.zeros(24, np.int64)
-    for seed in range(sets):
-        records = drawn(make, np.random.default_rng(seed))
-        ours, expected = numbers(evaluate_coco(records, NAMES)), numbers(reference(records, NAMES))
-        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9, err_msg=f"{make.__name__}, seed {seed}")
-        some += (expected > 0) & (expected < 1)
-    assert (some[:3] > 0).all()  # the sets are neither trivial nor hopeless
+# Kind of boxes, of IoU, and number of sets.
+CASES = [*((make, "bbox", 10) for make in KINDS), (tied, "segm", 1)]
+MORE = [*((make, "bbox", 150) for make in KINDS), *((make, "segm", 10) for make in (at_limits, tied, lopsided))]
 
 
 @pytest.mark.parametrize(
-    ("make", "sets"),
-    [(tied, 1), *(pytest.param(make, 10, marks=pytest.mark.slow) for make in (at_limits, tied, lopsided))],
+    ("make", "iou_type", "sets"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
 )
-def test_masks_give_the_numbers_of_pycocotools(make: Make, sets: int, drawn, with_masks, reference, numbers) -> None:
-    known = 0
+def test_numbers_are_those_of_pycocotools(make: Make, iou_type, sets, drawn, with_masks, reference, numbers) -> None:
+    some, known = np.zeros(24, np.int64), 0
     for seed in range(sets):
         rng = np.random.default_rng(seed)
-        records = [with_masks(image, rng) for image in drawn(make, rng)]
-        ours = numbers(evaluate_coco(records, NAMES, iou_type="segm"))
-        expected = numbers(reference(records, NAMES, iou_type="segm"))
+        records = drawn(make, rng)
+        records = [with_masks(image, rng) for image in records] if iou_type == "segm" else records
+        ours, expected = (numbers(of(records, NAMES, iou_type=iou_type)) for of in (evaluate_coco, reference))
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9, err_msg=f"{make.__name__}, seed {seed}")
+        some += (expected > 0) & (expected < 1)
         known += int((expected > 0).sum())
-    assert known > sets
+    assert known > sets  # the sets are neither trivial nor hopeless
+    assert iou_type == "segm" or (some[:3] > 0).all()

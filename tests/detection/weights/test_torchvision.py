@@ -309,9 +309,8 @@ def assert_same_losses(theirs: Any, ours: Architecture, counts: Sequence[int]) -
         sum(losses.values(), start=torch.zeros(())).backward()
     ends = [("backbone.body.layer4.0.conv1.weight",) * 2, ("backbone.body.layer3.0.conv1.weight",) * 2]
     for ours_name, name in ends if dense else [ends[0], ("rpn.head.conv.weight", "rpn.head.conv.0.0.weight")]:
-        wanted, got = theirs.get_parameter(name).grad, ours.get_parameter(ours_name).grad
-        assert wanted is not None
-        assert got is not None
+        wanted: Any = theirs.get_parameter(name).grad
+        got: Any = ours.get_parameter(ours_name).grad
         assert (got - wanted).norm() <= of_gradient * wanted.norm(), name
     for model in (theirs, ours):
         model.zero_grad(set_to_none=True)

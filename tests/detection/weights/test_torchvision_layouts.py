@@ -92,8 +92,8 @@ def test_settings_are_the_defaults_of_torchvision_and_layers_are_read_off_the_we
 
 
 def test_settings_of_dense_heads_are_the_defaults_of_torchvision(narrow) -> None:
-    kinds = ("retinanet", "retinanet_v2", "fcos")
-    first, second, fcos = (convert(as_published(narrow(kind).state_dict()))[0] for kind in kinds)
+    states = [narrow(kind).state_dict() for kind in ("retinanet", "retinanet_v2", "fcos")]
+    first, second, fcos = (convert(own)[0] for own in (as_published(states[0]), *states[1:]))
     assert first.anchors.sizes[:6] == (32, 40, 50, 64, 80, 101)
     for config, name, test, dense, coarse in (
         (first, "retinanet", (0.05, 0.5, 300), (None, "smooth_l1", "image"), "p5"),
@@ -143,8 +143,8 @@ def test_the_eps_is_told_by_old_names_by_trained_statistics_or_by_whoever_knows(
     for given in (new, state):
         assert convert(given, norm_eps=1e-5)[0].backbone.norm_eps == 1e-5
     # Published files of RetinaNet were trained before fixed batch normalisation added any eps, those of FCOS after.
-    for kind, eps in (("retinanet", 0), ("fcos", 1e-5)):
-        own = as_published(narrow(kind).state_dict()).items()
+    for kind, rename, eps in (("retinanet", as_published, 0), ("fcos", as_published, 1e-5), ("fcos", dict, 1e-5)):
+        own = rename(narrow(kind).state_dict()).items()
         backbone = convert({name: value for name, value in own if "num_batches" not in name})[0].backbone
         assert (backbone.norm, backbone.norm_eps) == ("frozen_bn", eps)
 
@@ -275,14 +275,14 @@ def test_what_torchvision_lacks_does_not_go_back(narrow, changed, kind: str, cha
 # refusals, which say what was found and what would do
 
 
-def test_other_classes(state, ninety) -> None:
+def test_other_classes_are_refused(state, ninety) -> None:
     with pytest.raises(ValueError, match=r"know 5 classes besides the background, class_names has 2: give 5 names$"):
         convert_torchvision(state, class_names=("cat", "dog"))
     with pytest.raises(ValueError, match=r"give 90 names, or COCO's 80 by their names in datasets/coco2017\.yaml"):
         convert_torchvision(ninety, class_names=[*COCO_NAMES[:-1], "tooth brush"])
 
 
-def test_other_detectors() -> None:
+def test_other_detectors_are_refused() -> None:
     state = {"backbone.body.conv1.weight": torch.zeros(1), "head.x.weight": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"no weights of .*fasterrcnn.* nothing in them becomes rpn\.head\.conv"):
         convert(state)
@@ -303,7 +303,9 @@ def test_other_detectors() -> None:
         ("layer3.1", {}, r"stages of \(2, 2, 1, 2\) basic blocks, expected .*resnet18 \(2, 2, 2, 2\)"),
     ],
 )
-def test_layers_that_are_missing_unused_or_of_other_shapes(state, without: str, added, message: str) -> None:
+def test_layers_that_are_missing_unused_or_of_other_shapes_are_refused(
+    state, without: str, added, message: str
+) -> None:
     own = {name: value for name, value in state.items() if not re.search(without, name)}
     with pytest.raises(ValueError, match=message):
         convert(own | {name: torch.zeros(shape) for name, shape in added.items()})

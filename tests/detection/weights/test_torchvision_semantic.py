@@ -1,6 +1,5 @@
 """Mirrors detection/weights/torchvision_semantic.py: FCN and DeepLabV3 give torchvision's logits and losses."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -22,12 +21,10 @@ from detection.weights.to_torchvision import to_torchvision
 from detection.weights.torchvision import convert_torchvision
 
 CLASSES = ("background", "cat", "dog", "cow", "bus")
-Builder = Callable[..., nn.Module]
 BUILDERS = (fcn_resnet50, fcn_resnet101, deeplabv3_resnet50, deeplabv3_resnet101)
-every_builder = pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
 
 
-def build(builder: Builder, **options: bool) -> nn.Module:
+def build(builder, **options: bool) -> nn.Module:
     """A network of torchvision with random weights, whose residual branches are small: else 33 add up to 1,000."""
     torch.manual_seed(0)
     network = builder(weights=None, weights_backbone=None, num_classes=len(CLASSES), **{"aux_loss": True} | options)
@@ -43,7 +40,7 @@ def normalized(pixels: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
-@every_builder
+@pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
 def test_logits_and_losses_are_torchvisions_and_the_weights_go_back(builder) -> None:
     """The losses are those of the criterion in torchvision's references."""
     theirs = build(builder).eval()
