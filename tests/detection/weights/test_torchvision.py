@@ -35,6 +35,7 @@ from detection.weights.torchvision import COCO_ROWS, convert_torchvision
 pytestmark = pytest.mark.usefixtures("module_in_double_precision")
 CLASSES = ("cat", "dog", "cow", "bus", "cup")
 COCO_NAMES = tuple(name for name in COCO_ROWS[1:] if name != "N/A")
+Pair = tuple[Any, Architecture]
 KEYPOINTS = 17  # of torchvision's builder
 SEEDS = (3, 4)  # of the draws in two images
 LOSSES = {"rpn_objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg", "box_class": "loss_classifier"}
@@ -50,15 +51,10 @@ SPREAD |= {"head.regression_head.bbox_reg": 0.3, "head.regression_head.bbox_ctrn
 class Untouched(GeneralizedRCNNTransform):
     """Normalises and pads, but leaves the pixels of images and boxes, and the 28x28 masks, as they are."""
 
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def resize(self, image: Tensor, target: Any = None) -> Any:
         return image, target
 
-    def postprocess(
-        self,
-        result: list[dict[str, Tensor]],
-        image_shapes: list[tuple[int, int]],
-        original_image_sizes: list[tuple[int, int]],
-    ) -> list[dict[str, Tensor]]:
+    def postprocess(self, result: Any, image_shapes: Any, original_image_sizes: Any) -> Any:
         return result
 
 
@@ -218,13 +214,8 @@ def objects_in(size: tuple[int, int], *, seed: int, count: int = 4) -> Target:
     shares = 1.2 * torch.rand(count, KEYPOINTS, 2, generator=generator) - 0.1
     places = corners[:, None] + shares * sides[:, None]
     visible = torch.randint(0, 3, (count, KEYPOINTS, 1), generator=generator)
-    return Target(
-        boxes=boxes.float(),
-        labels=labels,
-        ignore=torch.zeros(count, dtype=torch.bool),
-        masks=masks,
-        keypoints=torch.cat([places, visible], dim=2).float(),
-    )
+    keypoints, ignore = torch.cat([places, visible], dim=2).float(), torch.zeros(count, dtype=torch.bool)
+    return Target(boxes.float(), labels, ignore, masks=masks, keypoints=keypoints)
 
 
 def their_losses(model: Any, images: Sequence[Tensor], targets: Sequence[Target], *, fixed: bool = True) -> Any:
@@ -300,7 +291,7 @@ def assert_same_losses(theirs: Any, ours: Architecture, counts: Sequence[int]) -
     targets = [objects_in((128, 160), seed=number, count=count) for number, count in enumerate(counts)]
     with nullcontext() if dense else same_draws(theirs, ours, targets):
         expected = their_losses(theirs, images, targets)
-        found = ours(ImageBatch.from_images(images, seeds=None if dense else SEEDS[: len(images)]), targets)
+        found = ours(ImageBatch.from_images(images, seeds=() if dense else SEEDS[: len(images)]), targets)
     assert {LOSSES[name] for name in found} == set(expected)
     for name, loss in found.items():
         assert loss > least, name
@@ -316,14 +307,14 @@ def assert_same_losses(theirs: Any, ours: Architecture, counts: Sequence[int]) -
         model.zero_grad(set_to_none=True)
 
 
-def test_detections_of_noise_are_torchvisions(both) -> None:
+def test_detections_of_noise_are_torchvisions(both: Pair) -> None:
     for sizes in ([(128, 160)], [(107, 151)], [(128, 160), (163, 99), (107, 151)]):
         assert_same_detections(*both, [noise(size, seed=number) for number, size in enumerate(sizes)])
 
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_detections_of_ten_photographs_are(mask_rcnn, data_root_for_tests) -> None:
+def test_detections_of_ten_photographs_are(mask_rcnn: Pair, data_root_for_tests) -> None:
     paths = sorted((data_root_for_tests / "coco128" / "val2017").glob("*.jpg"))[:10]
     images = [shrunk(path) for path in paths]
     assert len(images) == 10
@@ -415,7 +406,8 @@ def test_losses_and_statistics_of_fine_tuning_are_torchvision_s(narrow) -> None:
     for name in ("conv1", "bn1", "layer1"):
         theirs.get_submodule(f"backbone.body.{name}").requires_grad_(False)
     ours = converted(theirs.state_dict()).train()
-    images, targets = ([make((128, 160), seed=number) for number in range(2)] for make in (noise, objects_in))
+    images = [noise((128, 160), seed=number) for number in range(2)]
+    targets = [objects_in((128, 160), seed=number) for number in range(2)]
     before = theirs.state_dict()["backbone.body.layer1.0.bn1.running_mean"].clone()
     with same_draws(theirs, ours, targets):
         expected = their_losses(theirs, images, targets, fixed=False)
