@@ -6,7 +6,6 @@ Their numbers are in test_detectron2_numbers.py.
 import json
 import pickle
 import re
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -164,7 +163,8 @@ PLACES: dict[str, dict[str, str]] = {
 def test_values_land_in_their_place(numbered, conversion, name) -> None:
     state, (_, converted) = numbered(name), conversion(name)
     for theirs, ours in PLACES[name].items():
-        assert converted[ours].unique() == state[theirs].unique(), theirs
+        reordered = name == RETINANET and converted[ours].unique() == state[theirs].unique()  # anchors go by size
+        assert converted[ours] is state[theirs] or reordered, theirs
 
 
 def test_a_pickle_of_the_zoo_becomes_a_checkpoint_of_ours(numbered, zoo_anchors, zoo_classes, tmp_path) -> None:
@@ -360,10 +360,10 @@ def strides(detector, block: str) -> list[tuple[int, int]]:
     return [detector.get_submodule(f"{block}.conv{number}").stride for number in (1, 2, 3)]
 
 
-def test_pixels_strides_and_pools_of_detectors(conversion) -> None:
+def test_pixels_strides_and_pools_of_detectors(conversion, changed) -> None:
     """The tail of a C4 halves in its first convolution, a network of torchvision's weights in the second."""
     config, _ = conversion("faster_rcnn_R_50_FPN")
-    own = meta(replace(config, backbone=replace(config.backbone, weights_source="torchvision", stride_in="3x3")))
+    own = meta(changed(config, "backbone.weights_source=torchvision", "backbone.stride_in=3x3"))
     c4 = meta(conversion("faster_rcnn_R_50_C4")[0])
     assert (own.normalize.bgr, c4.normalize.bgr) == (False, True)
     assert strides(own, "backbone.body.layer2.0") == [(1, 1), (2, 2), (1, 1)]
