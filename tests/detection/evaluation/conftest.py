@@ -1,7 +1,7 @@
 """Builders of records, and the reference of COCO's metric: pycocotools, on the records that our matching gets."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import Any
@@ -96,7 +96,7 @@ def fill(image: Record, rng: np.random.Generator) -> Record:
 
 
 @pytest.fixture(scope="session")
-def repeated() -> Callable[[Sequence[Record], Sequence[int]], list[Record]]:
+def repeated():
     """Records of which each occurs as often as its count says, under ids of their own in the same order."""
 
     def repeat(records: Sequence[Record], counts: Sequence[int]) -> list[Record]:
@@ -107,7 +107,7 @@ def repeated() -> Callable[[Sequence[Record], Sequence[int]], list[Record]]:
 
 
 @pytest.fixture(scope="session")
-def numbers() -> Callable[[CocoResult], np.ndarray]:
+def numbers():
     """All twelve numbers and the three of each class, flat."""
     return lambda result: np.concatenate(
         [[getattr(result, name) for name in COCO_NUMBERS], result.class_ap, result.class_ap50, result.class_ap75]

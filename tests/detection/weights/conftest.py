@@ -141,14 +141,9 @@ def zoo_name(request) -> str:
 
 
 @pytest.fixture(scope="session")
-def zoo_spec():
-    """The layers of a network of the zoo, for ``zoo_shapes``."""
-    return lambda name: ALL_SPECS[name]
-
-
-@pytest.fixture(scope="session")
 def zoo_shapes():
-    return detector_shapes
+    """Names and shapes of a network of the zoo, or of one with these layers."""
+    return lambda name=None, **spec: detector_shapes(**ALL_SPECS[name] if name else spec)
 
 
 @pytest.fixture(scope="session")

@@ -34,12 +34,12 @@ RETINANET, SEMANTIC = "retinanet_R_50_FPN", "semantic_R_50_FPN"
 
 
 @pytest.fixture(scope="module")
-def numbered(zoo_shapes, zoo_spec):
+def numbered(zoo_shapes):
     """A state in which every tensor is one number, another for each, repeated without memory."""
 
     @cache
     def state(name: str) -> dict[str, torch.Tensor]:
-        shapes = zoo_shapes(**zoo_spec(name)).items()
+        shapes = zoo_shapes(name).items()
         return {key: torch.tensor(float(number)).expand(shape) for number, (key, shape) in enumerate(shapes, 1)}
 
     return state
@@ -64,9 +64,9 @@ def reference() -> dict[str, Any]:
     return json.loads(REFERENCE.read_text())
 
 
-def test_layouts_and_settings_are_the_zoo_s(reference, conversion, convert, zoo_shapes, zoo_spec, listed) -> None:
+def test_layouts_and_settings_are_the_zoo_s(reference, conversion, convert, zoo_shapes, listed) -> None:
     """Those of these tests, those taken without any given, and those written."""
-    shapes = zoo_shapes(**zoo_spec(listed)).items()
+    shapes = zoo_shapes(listed).items()
     assert {key: list(shape) for key, shape in shapes} == reference[listed]["tensors"]
     expected, (config, _) = reference[listed]["settings"], conversion(listed)
     assert convert(listed, settings=expected)[0] == config
