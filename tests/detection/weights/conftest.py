@@ -64,7 +64,8 @@ def narrow():
 
 def narrow_model(kind: str, *, norm=nn.BatchNorm2d, body="resnet18", num_classes=5, num_keypoints=17) -> Any:
     torch.manual_seed(0)
-    network, rows, first = getattr(torchvision.models, body)(norm_layer=norm), num_classes + 1, 1 + ("rcnn" not in kind)
+    network, rows = getattr(torchvision.models, body)(norm_layer=norm), num_classes + 1
+    first = 1 if "rcnn" in kind else 2  # the stage that the pyramid starts at
     stages = {f"layer{number}": str(number - first) for number in range(first, 5)}
     widths = [network.fc.in_features // 2 ** (4 - number) for number in range(first, 5)]
     coarse = LastLevelP6P7(512 if kind == "retinanet_v2" else 64, 64) if first > 1 else None
