@@ -1,12 +1,7 @@
 """The way from the command to a loss is seven functions of ours."""
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from detection.data.digits import write_digits
 from detection.model import losses
@@ -23,7 +18,7 @@ device: cpu
 """
 
 
-def own_functions() -> tuple[str, ...]:
+def own_functions():
     """The functions of the packages on the stack, the command first."""
     frames = [frame for frame in inspect.stack() if Path(frame.filename).is_relative_to(ROOT / "detection")]
     names = [f"{Path(frame.filename).stem}.{frame.function}" for frame in frames]
@@ -31,10 +26,10 @@ def own_functions() -> tuple[str, ...]:
     return tuple(name for name in reversed(names) if not name.endswith((".<listcomp>", ".<genexpr>", ".<dictcomp>")))
 
 
-def test_seven_functions(tmp_path: Path, resdet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seven_functions(tmp_path, resdet, monkeypatch) -> None:
     chains = set[tuple[str, ...]]()
 
-    def noted(*args: Any, **options: Any) -> Any:
+    def noted(*args, **options):
         chains.add(own_functions())
         return losses.smooth_l1(*args, **options)
 

@@ -1,11 +1,8 @@
 """Inputs that once went wrong, kept beside the checkout: each gives its right value, or names key, file and repair."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +13,6 @@ from detection.data.bad_images import usable_images
 from detection.data.cards import load_card, load_dataset, read_split
 from detection.data.check import check_copies, check_images
 from detection.data.images import ImageError, read_image
-from detection.data.index import AnnotationIndex
 from detection.data.loader import build_train_loader, load_index
 from detection.tasks.train import run_training
 
@@ -25,19 +21,19 @@ MISSING = f"no {CASES}; set RESDET_TEST_CASES to the folder that holds the cases
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason=MISSING)
 
 
-def read(case: str) -> tuple[AnnotationIndex, list[Any]]:
+def read(case):
     """What training reads of a case."""
     return load_dataset([f"{CASES / case / 'card.yaml'}:train"], CASES)
 
 
-def config(train: str, test: str | None = None) -> DetectionConfig:
+def config(train, test: str | None = None):
     specs = [
         f"data.{key}=[{CASES / case / 'card.yaml'}:{key}]" for key, case in (("train", train), ("test", test)) if case
     ]
     return load_config(DetectionConfig, CASES / "tiny.yaml", [f"data.root={CASES}", *specs])
 
 
-def train_index(case: str) -> AnnotationIndex:
+def train_index(case):
     data = config(case).data
     return load_index(data, data.train, key="data.train", say=lambda _: None)
 
@@ -60,7 +56,7 @@ COCO, VOC = "train.json", "Annotations/a.xml"
         ("v_zero", "note", VOC, ["first_pixel: 0"]),
     ],
 )
-def test_the_only_problem_names_file_and_repair(case: str, severity: str, file: str | None, words: list[str]) -> None:
+def test_the_only_problem_names_file_and_repair(case, severity, file, words) -> None:
     _, (problem,) = read_split(load_card(str(CASES / case / "card.yaml")), "train", CASES)
     assert problem.severity == severity
     assert problem.file == str(CASES / case / file) if file else problem.kind == "missing image"
@@ -77,7 +73,7 @@ def test_the_only_problem_names_file_and_repair(case: str, severity: str, file: 
         ("v_tif6ign", None, (60, 80)),
     ],
 )
-def test_what_is_read(case: str, ignore: list[bool] | None, size: tuple[int, int] | None) -> None:
+def test_what_is_read(case, ignore, size) -> None:
     index, problems = read(case)
     assert len(problems) == (case == "v_diffunspec")
     assert ignore is None or index.ignore.tolist() == ignore
@@ -89,7 +85,7 @@ def test_what_is_read(case: str, ignore: list[bool] | None, size: tuple[int, int
 
 
 @pytest.mark.parametrize("case", ["no_ann_key", "voc_test_noxml"])
-def test_files_without_annotations_can_be_tested_on_not_trained(case: str) -> None:
+def test_files_without_annotations_can_be_tested_on_not_trained(case) -> None:
     index, (problem, *_) = read(case)
     assert (len(index), index.has_ground_truth, problem.kind) == (1, False, "no ground truth")
     if case == "no_ann_key":
@@ -132,7 +128,7 @@ def test_broken_images_are_refused_or_dropped() -> None:
     ("case", "message"),
     [("train_all_crowd", "8 objects are all ignored .*iscrowd"), ("train_all_empty", "3 images have no object")],
 )
-def test_a_set_without_an_object_to_train_on_is_refused_with_its_reason(case: str, message: str) -> None:
+def test_a_set_without_an_object_to_train_on_is_refused_with_its_reason(case, message) -> None:
     with pytest.raises(ValueError, match=rf"(?s)data\.train .*{case}.*{message}"):
         build_train_loader(train_index(case), config(case).data, batch_size=1, seed=0)
 
@@ -147,6 +143,6 @@ def test_an_image_that_is_too_small_for_a_crop_is_named() -> None:
 
 
 @pytest.mark.parametrize("case", ["train_empty_test", "train_two"])
-def test_training_goes_on_without_an_object_to_test_on(case: str, tmp_path: Path) -> None:
+def test_training_goes_on_without_an_object_to_test_on(case, tmp_path) -> None:
     run_training(config("train_two", case), tmp_path)
     assert (tmp_path / "result.json").is_file()

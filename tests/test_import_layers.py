@@ -1,9 +1,6 @@
 """Imports point one way: a module may import lower layers and its own room, never a higher one or a room beside it."""
 
-from __future__ import annotations
-
 import ast
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -35,13 +32,13 @@ PLACES = {
 }
 
 
-def place_of(module: str) -> tuple[int, int] | None:
+def place_of(module):
     """(layer, room in it) of a module; None for one of other packages."""
     found = [prefix for prefix in PLACES if module == prefix or module.startswith(prefix + ".")]
     return PLACES[max(found, key=len)] if found else None
 
 
-def imports_of(path: Path) -> Iterator[str]:
+def imports_of(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -50,11 +47,11 @@ def imports_of(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def module_of(path: Path) -> str:
+def module_of(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def wrong_imports(module: str, imports: Iterable[str]) -> list[str]:
+def wrong_imports(module, imports):
     own, places = place_of(module), {name: place_of(name) for name in imports}
     return [name for name, place in places.items() if own and place and (place[0], place != own) > (own[0], False)]
 
@@ -73,7 +70,7 @@ def test_nothing_below_the_side_rooms_names_one() -> None:
     assert {path: found for path, found in named.items() if found} == {}
 
 
-def test_upward_and_sideways_imports_are_found(tmp_path: Path) -> None:
+def test_upward_and_sideways_imports_are_found(tmp_path) -> None:
     source = tmp_path / "boxes.py"
     source.write_text("import torch\nfrom detection.model import rpn\nimport detection.data.index\n")
     both = ["detection.model.rpn", "detection.data.index"]

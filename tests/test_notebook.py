@@ -1,7 +1,5 @@
 """The notebook runs from top to bottom, its commands in this process, and comes without outputs."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -19,8 +17,8 @@ QUICK |= {"PROOF": "--limit 2 --timed 0 --max-unmatched 1"}
 
 
 @pytest.mark.faults
-def test_the_notebook_runs(resdet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def shell(line: str) -> None:
+def test_the_notebook_runs(resdet, tmp_path, monkeypatch) -> None:
+    def shell(line) -> None:
         command, *arguments = shlex.split(line)
         assert command == "resdet"
         done = resdet(*arguments)

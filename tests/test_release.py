@@ -1,12 +1,9 @@
 """Pages and files that say the same as the code: version, changelog, citation, public CI, public API, mutants."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -15,7 +12,7 @@ import resdet
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def text_of(path: str) -> str:
+def text_of(path):
     return (ROOT / path).read_text(encoding="utf-8")
 
 
@@ -41,7 +38,7 @@ def test_every_mutant_finds_its_place() -> None:
         assert all((ROOT / path).exists() for path in mutant["tests"].split()), mutant["fault"]
 
 
-def shown(function: Any) -> str:
+def shown(function):
     """Returns the arguments of ``function`` as docs/public_api.md has them: names alone."""
     names = list[str]()
     for parameter in inspect.signature(function).parameters.values():

@@ -1,11 +1,5 @@
 """A training so small that faults can be tried many times."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 import yaml
@@ -27,11 +21,11 @@ device: cpu
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DetectionConfig]:
+def tiny_config(tmp_path_factory):
     """Gives a config with the named keys of its solver section; the data set has 8 images."""
     root = write_digits(tmp_path_factory.mktemp("root"), num_train=8, num_test=1).parent
 
-    def make(**solver: Any) -> DetectionConfig:
+    def make(**solver):
         options = {"log_every": 1, "steps": [], "clip_norm": 5.0, **solver}
         return build_dataclass(DetectionConfig, TINY | {"data": TINY["data"] | {"root": str(root)}, "solver": options})
 
@@ -39,10 +33,10 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Detec
 
 
 @pytest.fixture(scope="session")
-def assert_same() -> Callable[[Path, Path, int], None]:
+def assert_same():
     """Compares the weights of two runs at an iteration, bit for bit."""
 
-    def compare(one: Path, other: Path, iteration: int) -> None:
+    def compare(one, other, iteration) -> None:
         found, expected = (load_file(run / "checkpoints" / f"{iteration:07d}.safetensors") for run in (one, other))
         assert set(found) == set(expected)
         assert [name for name, weight in expected.items() if not torch.equal(found[name], weight)] == []

@@ -1,13 +1,9 @@
 """Disks that are full and files that rot."""
 
-from __future__ import annotations
-
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +12,7 @@ from detection.tasks.train import run_training
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path):
     """A file system of 250 MiB: room for some checkpoints of 90 MiB each."""
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -28,9 +24,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.faults
-def test_full_disk_leaves_the_last_good_checkpoint(
-    tiny_config: Any, assert_same: Any, small_disk: Path, tmp_path: Path
-) -> None:
+def test_full_disk_leaves_the_last_good_checkpoint(tiny_config, assert_same, small_disk, tmp_path) -> None:
     run, config = small_disk / "run", tiny_config(iterations=6, checkpoint_every=1, keep_checkpoints=6)
     with pytest.raises(OSError, match=r"can't be written: .*; \d+ MiB are free there"):
         run_training(config, run)
@@ -43,7 +37,7 @@ def test_full_disk_leaves_the_last_good_checkpoint(
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tiny_config, tmp_path_factory):
     """A run with the checkpoints of its iterations 1 and 2."""
     run = tmp_path_factory.mktemp("runs") / "run"
     run_training(tiny_config(iterations=2, checkpoint_every=1), run)
@@ -54,7 +48,7 @@ def finished(tiny_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.parametrize("name", ["0000002.safetensors", "0000002.state.pt"])
 @pytest.mark.parametrize("damage", ["bit", "half", "empty"])
 def test_damaged_newest_checkpoint_is_passed_over(
-    tiny_config: Any, assert_same: Any, finished: Path, tmp_path: Path, capsys: Any, name: str, damage: str
+    tiny_config, assert_same, finished, tmp_path, capsys, name, damage
 ) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     path = run / "checkpoints" / name
@@ -71,7 +65,7 @@ def test_damaged_newest_checkpoint_is_passed_over(
 
 
 @pytest.mark.slow
-def test_all_checkpoints_damaged(tiny_config: Any, finished: Path, tmp_path: Path) -> None:
+def test_all_checkpoints_damaged(tiny_config, finished, tmp_path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     for path in (run / "checkpoints").iterdir():
         path.write_bytes(b"")

@@ -1,7 +1,5 @@
 """Files and numbers made by hand to do harm: each is refused by name or counted, in little time and memory."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource
@@ -9,8 +7,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -39,7 +36,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.fixture(autouse=True)
-def _soon_and_small() -> Iterator[None]:
+def _soon_and_small():
     """No test here takes more than 20 seconds of work or 2 GiB."""
     start, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
@@ -47,16 +44,16 @@ def _soon_and_small() -> Iterator[None]:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 2 << 20  # KiB
 
 
-def voc_problems(root: Path, entry: dict[str, Any] = VOC_ENTRY) -> list[str]:
+def voc_problems(root, entry: dict[str, Any] = VOC_ENTRY):
     return shown(voc.read_voc(root, entry, CLASSES, drop=True, exif="apply")[1])
 
 
-def coco_problems(file: Path, *, fields: Collection[str] = ()) -> list[str]:
+def coco_problems(file, *, fields: Collection[str] = ()):
     entry = {"annotations": "train.json", "images": "train"}
     return shown(coco.read_coco(file.parent, entry, CLASSES, drop=True, exif="apply", fields=fields)[1])
 
 
-def shown(problems: list[Problem]) -> list[str]:
+def shown(problems):
     return [f"{problem.severity}: {problem.kind}: {problem.detail}" for problem in problems]
 
 
@@ -81,7 +78,7 @@ KINDS = {"deep": "XML that isn't VOC's", "deep elements": "element that isn't VO
 
 
 @pytest.mark.parametrize("name", XML)
-def test_xml_that_is_counted(make_voc: Any, name: str) -> None:
+def test_xml_that_is_counted(make_voc, name) -> None:
     root = make_voc({"a": [], "b": []})
     (root / "Annotations" / "a.xml").write_text(XML[name])
     (problem,) = voc_problems(root)
@@ -90,7 +87,7 @@ def test_xml_that_is_counted(make_voc: Any, name: str) -> None:
     assert "root:" not in problem
 
 
-def test_what_the_xml_does_not_decide(make_voc: Any) -> None:
+def test_what_the_xml_does_not_decide(make_voc) -> None:
     root = make_voc({"a": []})
     file = root / "Annotations" / "a.xml"
     file.write_text(file.read_text().replace("<size>", "<filename>../../etc/passwd</filename><size>"))
@@ -101,7 +98,7 @@ def test_what_the_xml_does_not_decide(make_voc: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..\\x", "a/../../x", "a\0b", "x\0/y", "n" * 5000])
-def test_names_in_a_list_that_leave_the_folder_or_that_no_file_can_have(make_voc: Any, name: str) -> None:
+def test_names_in_a_list_that_leave_the_folder_or_that_no_file_can_have(make_voc, name) -> None:
     root, possible = make_voc({"a": []}), "\0" not in name and len(name) < 99
     (root / VOC_ENTRY["list"]).write_text(f"a\n{name}\n")
     (problem,) = voc_problems(root)
@@ -112,7 +109,7 @@ def test_names_in_a_list_that_leave_the_folder_or_that_no_file_can_have(make_voc
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])  # to open a pipe would wait for a writer
-def test_what_is_no_file_is_not_opened(make: Any, make_voc: Any, make_index: Any, tmp_path: Path) -> None:
+def test_what_is_no_file_is_not_opened(make, make_voc, make_index, tmp_path) -> None:
     root, file = make_voc({"a": []}), tmp_path / "train.json"
     for path in (root / "Annotations" / "a.xml", root / "list", file):
         path.unlink(missing_ok=True)
@@ -159,7 +156,7 @@ IMAGES: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("section", "kinds"), [("annotations", ANNOTATIONS), ("images", IMAGES)])
-def test_coco_records_that_can_not_be_used(make_coco: Any, section: str, kinds: dict[str, Any]) -> None:
+def test_coco_records_that_can_not_be_used(make_coco, section, kinds) -> None:
     file = make_coco({7: "a.jpg"}, [BOX] * (section == "annotations"))
     original = file.read_text()
     for problem, changes in ((problem, changes) for problem, cases in kinds.items() for changes in cases):
@@ -170,7 +167,7 @@ def test_coco_records_that_can_not_be_used(make_coco: Any, section: str, kinds: 
         assert found.startswith(problem), changes
 
 
-def test_json_that_can_not_be_read(make_coco: Any) -> None:
+def test_json_that_can_not_be_read(make_coco) -> None:
     file = make_coco({7: "a.jpg"}, [])
     for content in (b"", b"[" * 10**6, b'{"images": ' * 10**5, b"\xff\xfe\0", b'{"a": 1' + b"0" * 5000 + b"}", b"\0"):
         file.write_bytes(content)
@@ -178,7 +175,7 @@ def test_json_that_can_not_be_read(make_coco: Any) -> None:
         assert problem.startswith("error: JSON that can't be read: "), content[:9]
 
 
-def test_many_objects_take_no_square_of_time(make_coco: Any, make_index: Any) -> None:
+def test_many_objects_take_no_square_of_time(make_coco, make_index) -> None:
     count = 10_000
     names = {number: f"{number}{'x' * 90}" for number in range(count)}
     annotations = [{**BOX, "id": n, "category_id": n % 2 and 10**6 + n} for n in range(count)]
@@ -203,7 +200,7 @@ def test_many_objects_take_no_square_of_time(make_coco: Any, make_index: Any) ->
         ({"size": [60, 80], "counts": "\ud800"}, "surrogates"),
     ],
 )
-def test_masks_that_are_no_masks(segmentation: object, message: str) -> None:
+def test_masks_that_are_no_masks(segmentation, message) -> None:
     with pytest.raises(ValueError, match=message):
         to_rle(segmentation, (60, 80))
 
@@ -211,7 +208,7 @@ def test_masks_that_are_no_masks(segmentation: object, message: str) -> None:
 # images
 
 
-def png(path: Path, side: int, data: bytes) -> Path:
+def png(path, side, data):
     """A square greyscale PNG file with the compressed ``data``, whatever its header claims."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")]
     parts = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
@@ -220,7 +217,7 @@ def png(path: Path, side: int, data: bytes) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_absurd_images_and_a_format_that_starts_a_program(tmp_path: Path) -> None:
+def test_absurd_images_and_a_format_that_starts_a_program(tmp_path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     data = bytearray((tmp_path / "a.jpg").read_bytes())
     frame = data.index(b"\xff\xc0")
@@ -240,7 +237,7 @@ def test_absurd_images_and_a_format_that_starts_a_program(tmp_path: Path) -> Non
 # YAML
 
 
-def bomb(first: str, opening: str, closing: str) -> str:
+def bomb(first, opening, closing):
     lines = [f"a{i}: &a{i} {opening}[{', '.join([f'*a{i - 1}'] * 9)}]{closing}\n" for i in range(1, 12)]
     return f"a0: &a0 {first}\n{''.join(lines)}"
 
@@ -263,7 +260,7 @@ def bomb(first: str, opening: str, closing: str) -> str:
     ],
     ids=range(12),
 )
-def test_yaml_that_is_not_read(tmp_path: Path, text: str, message: str) -> None:
+def test_yaml_that_is_not_read(tmp_path, text, message) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text)
     for place, read in (
@@ -276,7 +273,7 @@ def test_yaml_that_is_not_read(tmp_path: Path, text: str, message: str) -> None:
             read()
 
 
-def test_files_that_are_no_config(tmp_path: Path) -> None:
+def test_files_that_are_no_config(tmp_path) -> None:
     file = tmp_path / "bad.yaml"
     for content in (b"seed: \xff\xfe", b"\xff\xfes\0", b"- a", b"seed", b"_BASE_: 5", b"_BASE_: [[x]]"):
         file.write_bytes(content)
@@ -324,7 +321,7 @@ ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b
     ],
     ids=range(6),
 )
-def test_pickles_that_are_traps(tmp_path: Path, content: bytes, message: str) -> None:
+def test_pickles_that_are_traps(tmp_path, content, message) -> None:
     path = tmp_path / "a.pkl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.pkl.*({message})"):
@@ -332,7 +329,7 @@ def test_pickles_that_are_traps(tmp_path: Path, content: bytes, message: str) ->
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_name_without_end_in_a_file_of_torch(tmp_path: Path, zipped: bool) -> None:
+def test_a_name_without_end_in_a_file_of_torch(tmp_path, zipped) -> None:
     path, one = tmp_path / "a.pth", torch.zeros(1)
     torch.save({"state_dict": {"a": one}, "text": "a b " * 9999}, path, _use_new_zipfile_serialization=zipped)
     assert list(read_state_dict(path)) == ["a"]
@@ -342,7 +339,7 @@ def test_a_name_without_end_in_a_file_of_torch(tmp_path: Path, zipped: bool) -> 
 
 
 @pytest.mark.parametrize("ends", [[2**63 - 1, 1], [2**62, -(2**62)], [-1, 1]])
-def test_proposals_whose_ends_overflow(tmp_path: Path, make_index: Any, ends: list[int]) -> None:
+def test_proposals_whose_ends_overflow(tmp_path, make_index, ends) -> None:
     path, index = tmp_path / "a.safetensors", make_index([[], []])
     one = Proposals(boxes=torch.tensor([[0.0, 0, 9, 9]]), scores=torch.zeros(1))
     proposals.write_proposals(path, [one, one[:0]], index)
@@ -351,7 +348,7 @@ def test_proposals_whose_ends_overflow(tmp_path: Path, make_index: Any, ends: li
         proposals.read_proposals(path, index)
 
 
-def test_an_archive_larger_than_the_disk_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_larger_than_the_disk_writes_nothing(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(download, "_free_bytes", lambda _: 1000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(1001))
@@ -363,7 +360,7 @@ def test_an_archive_larger_than_the_disk_writes_nothing(tmp_path: Path, monkeypa
 # 10,000 objects in one image
 
 
-def crowd(count: int, size: tuple[int, int]) -> Target:
+def crowd(count, size):
     corners = torch.rand(count, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([size[1], size[0]]) * 0.9
     boxes = torch.cat([corners, corners + 0.1 * torch.tensor([size[1], size[0]])], dim=1)
     return Target(boxes=boxes, labels=torch.zeros(count, dtype=torch.int64), ignore=torch.arange(count) % 50 == 0)

@@ -3,8 +3,6 @@
 The mutations are drawn with a seed, so that a failure names an input that comes back.  ``pytest -s`` prints the counts.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import pickle
@@ -56,7 +54,7 @@ VALUES: tuple[Any, ...] = (
 BINARY = ("bits", "end", "gap", "repeat", "span", "text")
 
 
-def damage(rng: Random, data: bytearray, kind: str) -> None:
+def damage(rng, data, kind) -> None:
     """Changes ``data`` in one place."""
     if kind == "bits":
         for _ in range(rng.randint(1, 8)):
@@ -81,7 +79,7 @@ def damage(rng: Random, data: bytearray, kind: str) -> None:
         data[start:start] = rng.choice((*TEXTS, *TEXTS, *NESTED, rng.randbytes(8)))
 
 
-def mutate_bytes(rng: Random, data: bytes, kinds: Sequence[str] = BINARY) -> bytes:
+def mutate_bytes(rng, data, kinds: Sequence[str] = BINARY):
     changed = bytearray(data)
     for _ in range(rng.randint(1, 3)):
         if changed:
@@ -89,14 +87,14 @@ def mutate_bytes(rng: Random, data: bytes, kinds: Sequence[str] = BINARY) -> byt
     return bytes(changed)
 
 
-def mutate_text(rng: Random, data: bytes) -> bytes:
+def mutate_text(rng, data):
     return mutate_bytes(rng, data, (*BINARY, "number", "number", "number"))
 
 
-def mutate_tree(rng: Random, tree: Any) -> None:
+def mutate_tree(rng, tree) -> None:
     """Changes a value somewhere in ``tree``, or leaves it out, repeats it or buries it."""
 
-    def places(tree: Any) -> list[tuple[Any, Any]]:
+    def places(tree):
         if not isinstance(tree, (dict, list)):
             return []
         keys = list(tree) if isinstance(tree, dict) else range(len(tree))
@@ -118,7 +116,7 @@ def mutate_tree(rng: Random, tree: Any) -> None:
         parent[key] = deepcopy(rng.choice(VALUES))
 
 
-def mutate_json(rng: Random, data: bytes, share: float = 0.3, load: Any = json.loads, dump: Any = json.dumps) -> bytes:
+def mutate_json(rng, data, share: float = 0.3, load: Any = json.loads, dump: Any = json.dumps):
     if rng.random() < share:
         return mutate_text(rng, data)
     tree = load(data)
@@ -131,28 +129,28 @@ def mutate_json(rng: Random, data: bytes, share: float = 0.3, load: Any = json.l
         sys.set_int_max_str_digits(4300)
 
 
-def mutate_yaml(rng: Random, data: bytes) -> bytes:
+def mutate_yaml(rng, data):
     return mutate_json(rng, data, 0.5, yaml.safe_load, yaml.safe_dump)
 
 
-def split_header(data: bytes) -> tuple[bytes, bytes]:
+def split_header(data):
     """Header and tensors of a .safetensors file: JSON behind its length."""
     end = 8 + int.from_bytes(data[:8], "little")
     return data[8:end], data[end:]
 
 
-def with_header(header: bytes, tensors: bytes) -> bytes:
+def with_header(header, tensors):
     return len(header).to_bytes(8, "little") + header + tensors
 
 
-def mutate_header(rng: Random, data: bytes) -> bytes:
+def mutate_header(rng, data):
     if rng.random() < 0.3:
         return mutate_bytes(rng, data)
     header, tensors = split_header(data)
     return with_header(mutate_json(rng, header), tensors)
 
 
-def mutate_metadata(rng: Random, data: bytes) -> bytes:
+def mutate_metadata(rng, data):
     """Changes the texts of a checkpoint, without the checksum that would give them away."""
     if rng.random() < 0.3:
         return mutate_header(rng, data)
@@ -166,7 +164,7 @@ def mutate_metadata(rng: Random, data: bytes) -> bytes:
     return with_header(json.dumps(tree).encode(), tensors)
 
 
-def mutate_fields(rng: Random, data: bytes) -> bytes:
+def mutate_fields(rng, data):
     """Changes numbers in a header of a tar file and makes its checksum right again."""
     if rng.random() < 0.5:
         return mutate_bytes(rng, data)
@@ -180,7 +178,7 @@ def mutate_fields(rng: Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
-def multiples(count: int) -> list[bytes]:
+def multiples(count):
     """Whole numbers of one hash, as a pickle has them."""
     return [b"\x8a\x0b" + (k * (2**61 - 1)).to_bytes(11, "little") for k in range(1, count + 1)]
 
@@ -202,7 +200,7 @@ STEPS = (
 )
 
 
-def mutate_steps(rng: Random, data: bytes) -> bytes:
+def mutate_steps(rng, data):
     """Puts other steps between two of a pickle."""
     places = [place for _, _, place in pickletools.genops(data) if place] or [2]
     for _ in range(rng.randint(1, 2)):
@@ -211,7 +209,7 @@ def mutate_steps(rng: Random, data: bytes) -> bytes:
     return data
 
 
-def mutate_members(rng: Random, data: bytes) -> bytes:
+def mutate_members(rng, data):
     """Changes the pickle of a file by torch.save, or compresses, repeats, renames or inflates members."""
     written = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(written, "w") as new:
@@ -240,7 +238,7 @@ class Subject:
     mutate: Callable[[Random, bytes], bytes]
 
 
-def raising(file: Path, read: Callable[[], object], mutate: Callable[[Random, bytes], bytes]) -> Subject:
+def raising(file, read, mutate):
     """A subject whose reader raises instead of counting."""
     return Subject(file, lambda: (read(), ())[1], mutate)
 
@@ -253,16 +251,16 @@ POLYGON = [[10, 10, 30, 10, 30, 30, 10.5, 30]]
 WEIGHTS = {"conv.weight": torch.arange(24.0).reshape(2, 3, 2, 2), "conv.bias": torch.zeros(2, dtype=torch.float16)}
 
 
-def read_voc(root: Path) -> tuple[Any, list[Any]]:
+def read_voc(root):
     return voc.read_voc(root, {"list": "ImageSets/Main/train.txt"}, CLASSES, drop=True, exif="apply")
 
 
-def read_coco(file: Path, **options: Any) -> tuple[Any, list[Any]]:
+def read_coco(file, **options):
     entry = {"annotations": "train.json", "images": "train"}
     return coco.read_coco(file.parent, entry, CLASSES, drop=True, exif="apply", **options)
 
 
-def coco_subject(make_coco: Any) -> Subject:
+def coco_subject(make_coco):
     box: dict[str, Any] = {"category_id": 3, "bbox": [10, 20, 30, 5], "area": 150, "iscrowd": 0}
     runs = {"size": [60, 80], "counts": [100, 50, 60 * 80 - 150]}
     compressed = {"size": [60, 80], "counts": encode(np.eye(60, 80, dtype=np.uint8))["counts"].decode()}
@@ -275,20 +273,20 @@ def coco_subject(make_coco: Any) -> Subject:
     return Subject(file, lambda: read_coco(file, fields=("masks",))[1], mutate_json)
 
 
-def image_subject(folder: Path, suffix: str) -> Subject:
+def image_subject(folder, suffix):
     file, exif = folder / f"a.{suffix}", Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(file, exif=exif)
     return raising(file, lambda: (images.image_size(file), images.read_image(file)), mutate_bytes)
 
 
-def instances_subject(folder: Path) -> Subject:
+def instances_subject(folder):
     file, numbers, problems = folder / "a.png", np.zeros((24, 32), np.uint8), list[Any]()
     numbers[2:10, 3:20], numbers[12:20, 3:20] = 1, 2
     Image.fromarray(numbers, mode=None).convert("P").save(file)
     boxes = [(3.0, 2.0, 20.0, 10.0), (3.0, 12.0, 20.0, 20.0)]
 
-    def read() -> list[Any]:
+    def read():
         problems.clear()
         segmentation.read_instances(file, boxes, (24, 32), problems)
         return problems
@@ -296,7 +294,7 @@ def instances_subject(folder: Path) -> Subject:
     return Subject(file, read, mutate_bytes)
 
 
-def training_state_subject(folder: Path) -> Subject:
+def training_state_subject(folder):
     file = folder / "0000001.state.pt"
     momentum, random_state = {0: {"momentum_buffer": torch.arange(12.0)}}, torch.Generator().get_state()
     state = {"optimizer": {"state": momentum}, "iteration": 1, "best": None, "random": [{"cpu": random_state}]}
@@ -306,7 +304,7 @@ def training_state_subject(folder: Path) -> Subject:
     return raising(file, lambda: checkpoint._read_state(beside), mutate_bytes)
 
 
-def pairs_subject(folder: Path) -> Subject:
+def pairs_subject(folder):
     """State and weights, of which one comes from another run or another moment; never read as one checkpoint."""
     file, states = folder / "0000001.state.pt", list[bytes]()
     for run in range(4):
@@ -322,13 +320,13 @@ def pairs_subject(folder: Path) -> Subject:
         state = checkpoint._read_state(beside)
         assert (state["run"], state["iteration"]) == (0, 1)
 
-    def mutate(rng: Random, data: bytes) -> bytes:
+    def mutate(rng, data):
         return rng.choice(states[1:]) if rng.random() < 0.7 else mutate_bytes(rng, rng.choice(states))
 
     return raising(file, read, mutate)
 
 
-def weights_subject(folder: Path, suffix: str, mutate: Callable[[Random, bytes], bytes]) -> Subject:
+def weights_subject(folder, suffix, mutate):
     file, arrays = folder / f"model.{suffix}", {name: value.numpy() for name, value in WEIGHTS.items()}
     if suffix == "safetensors":
         save_file(WEIGHTS, file)
@@ -339,7 +337,7 @@ def weights_subject(folder: Path, suffix: str, mutate: Callable[[Random, bytes],
     return raising(file, lambda: read_state_dict(file), mutate)
 
 
-def archive_subject(folder: Path, suffix: str) -> Subject:
+def archive_subject(folder, suffix):
     file, numbers = folder / f"a.{suffix}", iter(range(1 << 30))
     if suffix == "zip":
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -375,8 +373,8 @@ SUBJECTS = (
 
 
 @pytest.fixture
-def make_subject(tmp_path: Path, make_voc: Any, make_coco: Any, make_index: Any) -> Callable[[str], Subject]:
-    def annotations(name: str) -> Subject:
+def make_subject(tmp_path, make_voc, make_coco, make_index):
+    def annotations(name):
         if name == "coco json":
             return coco_subject(make_coco)
         if name == "proposals":
@@ -388,7 +386,7 @@ def make_subject(tmp_path: Path, make_voc: Any, make_coco: Any, make_index: Any)
         file = root / {"voc xml": "Annotations/a.xml", "voc list": "ImageSets/Main/train.txt"}[name]
         return Subject(file, lambda: read_voc(root)[1], mutate_text)
 
-    def make(name: str) -> Subject:
+    def make(name):
         kind, _, suffix = name.partition(" ")
         if name == "card":
             file = tmp_path / "pets.yaml"
@@ -419,7 +417,7 @@ def make_subject(tmp_path: Path, make_voc: Any, make_coco: Any, make_index: Any)
 
 @counts
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_damaged_files(make_subject: Callable[[str], Subject], tmp_path: Path, name: str, count: int) -> None:
+def test_damaged_files(make_subject, tmp_path, name, count) -> None:
     subject, outcomes, slowest = make_subject(name), Counter[str](), 0.0
     original, before = subject.file.read_bytes(), files_outside(tmp_path)
     assert not subject.read()
@@ -438,7 +436,7 @@ def test_damaged_files(make_subject: Callable[[str], Subject], tmp_path: Path, n
     assert outcomes["refused"] + outcomes["problems"] > 0
 
 
-def outcome(subject: Subject, described: str) -> str:
+def outcome(subject, described):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's on damaged metadata
         try:
@@ -449,7 +447,7 @@ def outcome(subject: Subject, described: str) -> str:
             raise AssertionError(f"{described}: {type(error).__name__}: {error}") from error
 
 
-def files_outside(folder: Path) -> set[Path]:
+def files_outside(folder):
     """Everything beside the folder that archives are unpacked in, which is OUT."""
     return {path for path in folder.rglob("*") if folder / "out" not in (path, *path.parents)}
 
@@ -462,18 +460,18 @@ FIELDS = {
 
 
 @counts
-def test_values_of_other_types_are_the_same_or_refused(make_coco: Any, count: int) -> None:
+def test_values_of_other_types_are_the_same_or_refused(make_coco, count) -> None:
     """Of COCO's records: text and floats that spell the same value, and what is no such value at all."""
 
-    def respell(rng: Random, value: float) -> object:
+    def respell(rng, value):
         spelt = [value, float(value), str(value), f" {value} ", str(float(value)), f"+{value}"]
         return rng.choice(spelt[:5] if value in (0, 1) else spelt)
 
-    def replace_kind(rng: Random, value: object) -> object:
+    def replace_kind(rng, value):
         words: list[object] = ["", "x", "1,5", "1_0", "0x1", "--1", "zero", None, [], {}, [value], {"0": value}]
         return rng.choice([*words, 10**400, float("nan"), 1e39, 2 if value in (0, 1) else True])
 
-    def read_index() -> list[object]:
+    def read_index():
         index, _ = read_coco(subject.file)
         parts = (index.image_ids, index.sizes, index.boxes, index.labels, index.ignore, index.areas)
         return [value.tolist() for value in parts]
@@ -503,10 +501,10 @@ def test_values_of_other_types_are_the_same_or_refused(make_coco: Any, count: in
 
 
 @counts
-def test_foreign_xml_never_loses_an_object_without_a_word(make_voc: Any, count: int) -> None:
+def test_foreign_xml_never_loses_an_object_without_a_word(make_voc, count) -> None:
     """Elements are renamed, wrapped in another, moved to a namespace or made attributes."""
 
-    def change(rng: Random, text: str) -> str:
+    def change(rng, text):
         kind = rng.choice(("name", "name", "wrap", "namespace", "attribute"))
         if kind == "attribute":
             return re.sub(r"<(\w+)>([^<]*)</\1>", r'<\1 value="\2"/>', text, count=rng.randint(1, 20))

@@ -1,7 +1,5 @@
 """Trainings that are killed: the same command again ends with the weights of a run that nothing disturbed."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import random
@@ -9,13 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config
 from detection.engine.signals import EXIT_STOPPED
 from detection.tasks.train import run_training
@@ -24,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 STEPS, KILLS = 8, 50
 
 
-def start(config: DetectionConfig, run: Path) -> BaseProcess:
+def start(config, run):
     """A process that goes on with ``run``, as the program does; it has imported everything already."""
     context = multiprocessing.get_context("fork")
     process = context.Process(target=run_training, args=(config, run), kwargs={"resume": True})
@@ -32,15 +27,13 @@ def start(config: DetectionConfig, run: Path) -> BaseProcess:
     return process
 
 
-def saved(run: Path) -> list[str]:
+def saved(run):
     return sorted(path.name for path in run.glob("checkpoints/*.safetensors"))
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
-def test_killed_at_random_moments(
-    tiny_config: Any, assert_same: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_killed_at_random_moments(tiny_config, assert_same, tmp_path, capsys) -> None:
     config, whole = tiny_config(iterations=STEPS, checkpoint_every=1), tmp_path / "whole"
     begun = time.perf_counter()
     process = start(config, whole)
@@ -101,7 +94,7 @@ run_training(config, run)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["save", "save_file"], ids=["state", "weights"])
-def test_killed_in_the_middle_of_a_save(tiny_config: Any, assert_same: Any, tmp_path: Path, name: str) -> None:
+def test_killed_in_the_middle_of_a_save(tiny_config, assert_same, tmp_path, name) -> None:
     config, run = tiny_config(iterations=3, checkpoint_every=1), tmp_path / "run"
     (tmp_path / "config.yaml").write_text(dump_config(config))
     command = [sys.executable, "-c", KILLED_IN_SAVE, str(tmp_path / "config.yaml"), str(run), name]
@@ -117,7 +110,7 @@ def test_killed_in_the_middle_of_a_save(tiny_config: Any, assert_same: Any, tmp_
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_program_and_its_workers(tiny_config: Any, assert_same: Any, tmp_path: Path) -> None:
+def test_sigterm_to_the_program_and_its_workers(tiny_config, assert_same, tmp_path) -> None:
     config, run = tiny_config(iterations=8, checkpoint_every=0), tmp_path / "run"
     (tmp_path / "config.yaml").write_text(dump_config(config))
     tool = [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", str(tmp_path / "config.yaml")]

@@ -31,9 +31,7 @@ def test_a_row_for_every_layout(program) -> None:
 @pytest.mark.parametrize(
     "model", ["R50-FPN", *(pytest.param(name, marks=pytest.mark.compiler) for name in LIMITS if name != "R50-FPN")]
 )
-def test_operators_and_waits_do_not_grow_with_the_images(
-    model: str, tmp_path, names_of, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_operators_and_waits_do_not_grow_with_the_images(model, tmp_path, names_of, monkeypatch) -> None:
     names = names_of("benchmark.py")
     monkeypatch.setitem(names, "MODELS", {model: names["MODELS"][model]})
     monkeypatch.setitem(names, "THEIRS", {})
@@ -64,7 +62,7 @@ def test_both_have_the_same_weights_and_find_something(names_of) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "masks"), [("bbox", ""), ("segm", " --masks")])
-def test_all_evaluations_give_the_same_numbers(kind: str, masks: str, program) -> None:
+def test_all_evaluations_give_the_same_numbers(kind, masks, program) -> None:
     options = "--images 8 --objects 40 --detections 160 --repeat 1" + masks
     header, *lines = program("tools/benchmark_evaluation.py", options)[1].splitlines()
     assert header.split(", ")[-1] == kind
@@ -79,7 +77,7 @@ def test_all_evaluations_give_the_same_numbers(kind: str, masks: str, program) -
     ("options", "names"),
     [("--models DC5 --batches 2", ["DC5", "DC5"]), ("--time 1", ["PyTorch", "torchvision", "onnx", "openvino"])],
 )
-def test_exports_have_a_row_each(options: str, names: list[str], tmp_path, program) -> None:
+def test_exports_have_a_row_each(options, names, tmp_path, program) -> None:
     pytest.importorskip("openvino")
     Image.fromarray(np.random.default_rng(0).integers(256, size=(60, 80, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     out = program("tools/benchmark_export.py", f"{tmp_path} {options}")[1]
@@ -88,7 +86,7 @@ def test_exports_have_a_row_each(options: str, names: list[str], tmp_path, progr
     assert not any(cell.strip().startswith("0 of 0") for row in rows for cell in row)  # nothing would be compared
 
 
-def test_rows_that_a_gpu_s_time_does_not_reach_are_not_run(program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_a_gpu_s_time_does_not_reach_are_not_run(program, monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "--device cpu" in program("tools/gpu.py")[0]
     out = program("tools/gpu.py", "--device cpu --minutes 0 --no-tests")[1]

@@ -36,9 +36,7 @@ def test_slope_is_that_of_the_second_half(tool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("limit", "status"), [("1e9", 0), ("-1e9", 1)])
-def test_a_short_soak(
-    tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], limit: str, status: int
-) -> None:
+def test_a_short_soak(tool, tmp_path, monkeypatch, capsys, limit, status) -> None:
     root = write_digits(tmp_path, num_train=4, num_test=1).parent
     changes = ["data.shorter_side=64", "data.longer_side=96", "solver.images_per_step=1", "device=cpu"]
     options = ["--config-file", str(CONFIG), "--steps", "4", f"--limit={limit}", f"data.root={root}", *changes]
