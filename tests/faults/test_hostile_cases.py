@@ -57,8 +57,6 @@ def shown(problems):
     return [f"{problem.severity}: {problem.kind}: {problem.detail}" for problem in problems]
 
 
-# XML
-
 ENTITIES = "".join(f'<!ENTITY e{i + 1} "{f"&e{i};" * 10}">' for i in range(12))
 DEEP = "<a>" * 200_000 + "</a>" * 200_000
 SIZE = "<annotation><size><width>{}</width><height>{}</height></size></annotation>"
@@ -129,8 +127,6 @@ def test_what_is_no_file_is_not_opened(make, make_voc, make_index, tmp_path) -> 
         with pytest.raises(ValueError, match=r"train\.json"):
             read()
 
-
-# JSON
 
 ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
     "error: annotation record: ": [
@@ -205,9 +201,6 @@ def test_masks_that_are_no_masks(segmentation, message) -> None:
         to_rle(segmentation, (60, 80))
 
 
-# images
-
-
 def png(path, side, data):
     """A square greyscale PNG file with the compressed ``data``, whatever its header claims."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")]
@@ -232,9 +225,6 @@ def test_absurd_images_and_a_format_that_starts_a_program(tmp_path) -> None:
     (tmp_path / "a.eps").rename(tmp_path / "b.jpg")
     with pytest.raises(ValueError, match="it is no image, or of another format than JPEG"):
         images.read_image(tmp_path / "b.jpg")
-
-
-# YAML
 
 
 def bomb(first, opening, closing):
@@ -355,9 +345,6 @@ def test_an_archive_larger_than_the_disk_writes_nothing(tmp_path, monkeypatch) -
     with pytest.raises(ValueError, match=r"its files have 1001 bytes, .*out has 1000 free; nothing was unpacked"):
         download.unpack(tmp_path / "a.zip", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-# 10,000 objects in one image
 
 
 def crowd(count, size):

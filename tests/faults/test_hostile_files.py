@@ -226,9 +226,6 @@ def mutate_members(rng, data):
     return written.getvalue()
 
 
-# valid files and their readers
-
-
 @dataclass(frozen=True)
 class Subject:
     """A valid file, how it is mutated, and its reader, which gives the problems that it counts."""

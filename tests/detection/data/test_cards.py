@@ -34,9 +34,6 @@ def load(write_card, tmp_path):
     return lambda kind, **keys: load_dataset([f"{write_card(kind, **keys)}:train"], tmp_path)
 
 
-# cards
-
-
 def test_every_card_of_the_project_loads_and_describes_its_splits() -> None:
     for path in CARDS:
         card = load_card(path.stem)
@@ -110,9 +107,6 @@ def test_a_file_that_is_no_card_is_named_and_builds_no_python_objects(tmp_path, 
     assert not (tmp_path / "touched").exists()
 
 
-# where the data lies
-
-
 def test_the_data_root_and_the_folder_below_it(monkeypatch, load, tmp_path) -> None:
     monkeypatch.setenv("RESDET_DATA_ROOT", "/from/environment")
     assert (data_root("/configured"), data_root()) == (Path("/configured"), Path("/from/environment"))
@@ -123,9 +117,6 @@ def test_the_data_root_and_the_folder_below_it(monkeypatch, load, tmp_path) -> N
     with pytest.raises(ValueError, match=r"RESDET_DATA_ROOT.*Buy it at http://shop\.example\.") as error:
         load("voc", source="Buy it at http://shop.example.")
     assert str(tmp_path / "voc") in str(error.value)
-
-
-# splits
 
 
 def test_sets_are_joined_and_clashing_ids_numbered_anew(make_voc, make_coco, write_card, tmp_path) -> None:
@@ -210,9 +201,6 @@ def test_names_give_the_classes_and_reach_the_reader_as_tolerances_do(make_voc, 
     assert (index.boxes.tolist()[0], index.sizes.tolist(), problem.severity) == ([0, 0, 20, 40], [[120, 160]], "note")
 
 
-# bad data
-
-
 def test_bad_boxes_are_told_or_refused_as_the_card_says(make_voc, load) -> None:
     make_voc({"a": [CAT, OUTSIDE], "b": [OUTSIDE]})
     index, problems = load("voc")
@@ -257,8 +245,6 @@ def test_masks_stay_with_their_objects_when_an_image_is_dropped(make_coco, write
     assert masks is not None
     assert (index.image_ids.tolist(), masks.sum().item(), masks[0, :8, :8].all().item()) == ([9], 64, True)
 
-
-# real data
 
 PEOPLE = ((258, 4), (354, 4))
 

@@ -48,9 +48,6 @@ def test_tiny_boxes_and_objects_boxed_twice_are_noted(make_index) -> None:
     assert check_objects(make_index([[], []])) == check_objects(make_index([])) == []
 
 
-# images
-
-
 @pytest.fixture
 def index(make_index, draw, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (6, 60, 80, 3), dtype=np.uint8)
@@ -116,9 +113,6 @@ def test_near_copies_are_noted_with_both_names(make_index, tmp_path) -> None:
     assert (within.kind, within.file) == ("nearly the same image", str(tmp_path / "2.jpg"))
     assert (between.kind, between.file) == ("nearly the same image in two splits", str(tmp_path / "1.jpg"))
     assert paths[1] in between.detail
-
-
-# real data
 
 
 @pytest.mark.data

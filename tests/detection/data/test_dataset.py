@@ -103,9 +103,6 @@ def test_samples_of_a_batch_are_the_same_together_and_alone(resize, index) -> No
             assert torch.equal(getattr(getattr(together, part), name), getattr(getattr(alone, part), name))
 
 
-# masks
-
-
 def with_masks(index, masks):
     return replace(index, fields={"masks": PackedStrings.pack([encode(mask.numpy())["counts"] for mask in masks])})
 
@@ -128,9 +125,6 @@ def test_masks_come_on_request_and_follow_the_pixels(index) -> None:
     proposals = StoredProposals(ends=torch.tensor([0, 0]), boxes=torch.zeros(0, 4), scores=torch.zeros(0))
     with pytest.raises(ValueError, match=r"masks .*data\.proposals"):
         DetectionDataset(masked, resize=AS_STORED, fields=("masks",), proposals=proposals)
-
-
-# pasted objects
 
 
 def pasting(index, probability=1.0, *, seed=0):

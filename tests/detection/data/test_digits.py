@@ -24,9 +24,6 @@ def folder(tmp_path_factory):
     return write_digits(tmp_path_factory.mktemp("root"), num_train=COUNTS["train"], num_test=COUNTS["test"])
 
 
-# drawing
-
-
 def test_boxes_masks_and_keypoints_of_known_scenes() -> None:
     objects = np.zeros((4, 6), np.uint8)
     objects[1, 2:5], objects[2:4, 0] = 1, 2
@@ -74,9 +71,6 @@ def test_train_and_test_digits_are_disjoint_and_cover_every_class(monkeypatch) -
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r'pip install "resdet\[demo\]"'):
         load_sources()
-
-
-# files
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools 2.0.11 on numpy 2

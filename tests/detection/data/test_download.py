@@ -104,9 +104,6 @@ def files_below(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
-# fetch
-
-
 def test_downloads_to_the_name_in_the_url_reports_progress_and_keeps_what_is_there(server, tmp_path) -> None:
     seen = []
     path = fetch(server.archive(), tmp_path / "new", progress=lambda done, total: seen.append((done, total)))
@@ -218,8 +215,6 @@ def test_an_archive_needs_a_web_address_with_a_file_name_and_an_md5() -> None:
         Archive("http://host/a.zip", "abc")
 
 
-# unpack
-
 FILE, LINK, HARD = ("good/a.txt", tarfile.REGTYPE, "text"), tarfile.SYMTYPE, tarfile.LNKTYPE
 
 
@@ -329,9 +324,6 @@ def test_links_inside_and_of_the_folder_itself_are_followed(tmp_path, two) -> No
         two.write_bytes(content)
         with pytest.raises(ValueError, match=f"{two.name} is neither a tar nor a zip file{said}"):
             unpack(two, tmp_path / "out")
-
-
-# cards and the command
 
 
 def test_cards_list_archives_with_checksums_or_say_where_the_data_is() -> None:

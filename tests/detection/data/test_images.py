@@ -34,9 +34,6 @@ def photograph(draw, tmp_path):
     return lambda name="a.jpg", orientation=1: draw(tmp_path / name, pixels, orientation=orientation, **options)
 
 
-# kinds of files
-
-
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
 def test_pixels_come_as_they_are_stored(draw, tmp_path, suffix) -> None:
     pixels = draw(tmp_path / f"a.{suffix}", NOISE[:5, :7], lossless=True)  # which only webp reads
@@ -84,9 +81,6 @@ def test_greys_of_twelve_and_sixteen_bits_fill_eight(draw, tmp_path, suffix) -> 
         np.testing.assert_array_equal(pixels, np.repeat((ramp >> (bits - 8))[..., None], 3, axis=2))
 
 
-# files that are no pictures
-
-
 def test_what_is_no_picture_is_named(photograph, tmp_path, monkeypatch) -> None:
     path = tmp_path / "a.jpg"
     for content in (b"", b"GIF of a cat", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"):
@@ -129,9 +123,6 @@ def test_two_threads_that_read_at_a_time_leave_the_warning_filters(photograph, m
         first_done.set()
         other.result()
     assert list(warnings.filters) == before
-
-
-# sizes and EXIF
 
 
 def test_a_size_that_disagrees_is_named_with_the_tag_and_the_repair(photograph) -> None:
@@ -181,9 +172,6 @@ def test_pixels_and_sizes_agree_under_every_orientation(draw, tmp_path, kind) ->
                 read_image(path, size=(2 * BLOCK, 3 * BLOCK))
             with pytest.raises(ImageError, match="exif: apply"):
                 check_header(path, size=(3 * BLOCK, 2 * BLOCK), apply_exif=False)
-
-
-# damage
 
 
 def smooth(height=120, width=160):
@@ -262,9 +250,6 @@ def test_half_a_file_of_any_format_is_refused_and_most_by_the_header(tmp_path, s
                 check_header(path, size=size, apply_exif=True)
 
 
-# real data
-
-
 @pytest.mark.data
 def test_damage_is_found_in_photographs_and_only_there(data_root_for_tests, tmp_path) -> None:
     grey = read_image(data_root_for_tests / "coco128/train2017/000000000086.jpg")
@@ -285,8 +270,6 @@ def test_an_error_survives_pickling_and_a_copy() -> None:
     assert str(pickle.loads(pickle.dumps(error))) == str(error) == "image a.jpg can't be read: OSError: it ends early"
     assert isinstance(error, ValueError)  # what the programs show as one line
 
-
-# PPM files of others
 
 PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
 WRITTEN = b" ".join(b"%d" % value for value in PIXELS.ravel())

@@ -33,9 +33,6 @@ def masks_of(index, row) -> Any:
     return index.target(row, fields=("masks",)).masks
 
 
-# strings
-
-
 def test_packed_strings_come_back() -> None:
     for strings in ([], [""], ["", "", ""], ["a", "", "bc"], ["grüße.jpg", "画像/猫.png", "🐈"], ["/x" * 200, "y"]):
         packed = PackedStrings.pack(strings)
@@ -53,9 +50,6 @@ def test_packed_strings_are_one_tensor_of_characters_of_which_rows_are_taken() -
         taken = PackedStrings.pack(strings).take(torch.tensor(rows, dtype=torch.int64))
         assert list(taken.all()) == [strings[row] for row in rows]
         assert len(taken.characters) == sum(len(strings[row].encode()) for row in rows)
-
-
-# rows
 
 
 def test_objects_belong_to_their_images(index, make_index) -> None:
@@ -91,9 +85,6 @@ def test_the_first_images_keep_their_objects(index) -> None:
         assert first.num_wanted().tolist() == masked.num_wanted().tolist()[:count]
 
 
-# joining
-
-
 def test_joined_indexes_hold_all_images_in_order(index, make_index) -> None:
     second = make_index([[], [(OTHER, 1, False)]], ids=[70, 60], sizes=[(5, 6), (7, 8)], paths=["x.jpg", "y.jpg"])
     second = replace(second, apply_exif=torch.tensor([False, True]))
@@ -111,9 +102,6 @@ def test_joined_indexes_hold_all_images_in_order(index, make_index) -> None:
         AnnotationIndex.concatenate([index, make_index([[]], class_names=("dog", "cat"))])
     with pytest.raises(ValueError, match="no data set"):
         AnnotationIndex.concatenate([])
-
-
-# masks
 
 
 def test_masks_are_decoded_on_request_only(index, make_index) -> None:
@@ -138,9 +126,6 @@ def test_objects_of_a_part_without_masks_get_empty_ones(make_index) -> None:
         assert torch.equal(masks_of(joined, 2 - shift), torch.zeros(2, 5, 5).bool())
         assert torch.equal(masks_of(joined, 3 - shift), torch.zeros(1, 7, 9).bool())
     assert not AnnotationIndex.concatenate([plain, plain]).fields
-
-
-# digest
 
 
 def test_the_digest_sees_every_annotation_and_not_where_the_files_lie(make_index) -> None:

@@ -117,9 +117,6 @@ def test_a_folder_that_cannot_be_written_is_a_note(file, folder, monkeypatch) ->
     assert (len(index.boxes), "RESDET_CACHE" in problems[-1].kind) == (2, True)
 
 
-# images
-
-
 @pytest.fixture
 def opened(tmp_path, monkeypatch):
     """The names of the images that were looked at, of sets of any size."""

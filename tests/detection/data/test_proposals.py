@@ -64,9 +64,6 @@ def test_no_proposals_and_boxes_that_rounding_put_a_hair_outside(index, tmp_path
     assert not (tmp_path / "b.safetensors").exists()
 
 
-# files that would train a detector on nonsense
-
-
 def test_proposals_of_other_images_are_refused(path, make_index) -> None:
     for ids, parts in (
         ([5, 8, 9], ("lack 2 of its 3 images (ids [8, 9])", "have 2 others (ids [6, 7])")),
@@ -111,9 +108,6 @@ def test_files_whose_arrays_are_missing_or_do_not_agree_are_refused(path, index)
             path.write_bytes(content)
         with pytest.raises(ValueError, match=r"proposals\.safetensors can't be read"):
             read_proposals(path, index)
-
-
-# proposals follow the pixels
 
 
 @pytest.fixture

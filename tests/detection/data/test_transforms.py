@@ -69,9 +69,6 @@ def assert_same(first, second) -> None:
     torch.testing.assert_close(astuple(first[1]), astuple(second[1]), rtol=0, atol=0)
 
 
-# resizing
-
-
 def test_the_600_and_1000_rule_by_hand() -> None:
     for size, resized in [
         ((375, 500), (600, 800)),  # 600 / 375 = 1.6
@@ -156,9 +153,6 @@ def test_jitter_drops_what_is_smaller_than_a_pixel_but_keeps_unknown_masks() -> 
     assert moved.labels.tolist() == [1]
 
 
-# moves
-
-
 @pytest.mark.parametrize("step", MOVES, ids=name_of)
 def test_box_and_mask_bound_the_moved_pixels(step) -> None:
     seen = 0
@@ -231,9 +225,6 @@ def test_a_dropout_of_pixels_takes_the_boxes_along() -> None:
     assert len(lefts) > 1
 
 
-# chance
-
-
 def test_the_seed_alone_decides() -> None:
     steps, (image, target) = [MOVES[6], COLOR, FLIP], scene(MIDDLE)
     again, first = Augment(steps), run(steps, image, target, 0, 7)
@@ -270,9 +261,6 @@ def test_pixels_alone_are_those_of_the_whole_pipeline(steps) -> None:
         np.testing.assert_array_equal(Augment(steps).pixels(noise, seed=(3, seed)), expected)
 
 
-# mistakes
-
-
 def test_a_step_that_cannot_be_applied_is_named_with_the_repair() -> None:
     steps = [FLIP, {"RandomCrop": {"height": 100, "width": 50, "p": 1}}]
     expected = r"data\.augment, step 2, .*RandomCrop.* 120x90 pixels: .*PadIfNeeded: .min_height: 100, min_width: 50"
@@ -301,9 +289,6 @@ def test_what_is_no_step_is_refused() -> None:
     for step in ({}, {"HorizontalFlip": {}, "VerticalFlip": {}}):
         with pytest.raises(ValueError, match=r"\{name: arguments\}"):
             Augment([step])
-
-
-# pasted objects
 
 
 def test_ignored_objects_and_those_without_a_mask_are_not_chosen() -> None:

@@ -28,9 +28,6 @@ def only_problem(file):
     return problems[0]
 
 
-# what is read
-
-
 def test_known_boxes_and_ids_with_gaps(make_coco) -> None:
     some = [annotation(50, 900, 18), annotation(4, bbox=[0.5, 1.5, 10.25, 2], area=7.5), annotation(5, iscrowd=1)]
     file = make_coco(IMAGES, some)
@@ -86,9 +83,6 @@ def test_texts_and_a_byte_order_mark_are_read(make_coco) -> None:
     index, problems = read(file)
     assert (index.boxes.tolist()[0], index.areas.tolist()[0], problems) == ([10, 20.5, 40, 25.5], 77.5, [])
     assert index.ignore.tolist() == [False, False, True]
-
-
-# what is wrong
 
 
 def test_records_that_cannot_be_used_are_named(make_coco, edit_json) -> None:
@@ -213,8 +207,6 @@ def test_bad_boxes_are_dropped_or_errors_and_areas_that_do_not_fit_them_noted(ma
         assert (problem.severity, problem.kind[:18]) == ("note", "areas that don't f")
         assert problem.detail.startswith(f"2 of 2; annotation 1 of image 7 has area {area:g} and a box of 30x5")
 
-
-# masks
 
 POLYGON = [[10, 20, 40, 20, 40, 25, 10, 25]]
 CROWD = {"size": [60, 80], "counts": [60 * 10 + 20, 5, 60 * 70 - 25]}  # five pixels of column 10

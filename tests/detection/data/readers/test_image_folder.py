@@ -76,9 +76,6 @@ def test_sizes_are_those_of_turned_photographs(make, draw) -> None:
         assert index.boxes[1].tolist() == [0, 0, size[1], size[0]]
 
 
-# mistakes
-
-
 def test_folders_images_and_classes_that_do_not_fit_are_errors(make) -> None:
     root = make("ape/a.png ape/c.png catt/a.png dog/x.png")
     (root / "train/ape/b.png").write_bytes(b"no picture")
@@ -121,9 +118,6 @@ def test_what_is_no_folder_of_classes_is_refused(make, tmp_path) -> None:
             read(tmp_path, "ape", name)
     with pytest.raises(ValueError, match=r"no config key 'foldr'; did you mean 'folder'\?"):
         read(tmp_path, foldr="train")
-
-
-# a detection set as a classification set
 
 
 def test_whole_images_by_hand(make_index) -> None:

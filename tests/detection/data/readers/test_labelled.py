@@ -39,9 +39,6 @@ def kinds(problems):
     return [(problem.severity, problem.kind) for problem in problems]
 
 
-# YOLO
-
-
 def test_yolo_lines_that_are_no_objects_are_errors_with_their_numbers(read) -> None:
     bad = {
         "2 0.5 0.5 0.2 0.2": "0 to 1",
@@ -71,9 +68,6 @@ def test_yolo_lists_of_images_and_names_of_a_data_yaml(tmp_path) -> None:
         (tmp_path / "data.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"names|YAML|yaml|expected"):
             read_names(tmp_path / "data.yaml")
-
-
-# LabelMe
 
 
 def labelme(*shapes, **keys):
@@ -114,9 +108,6 @@ def test_labelme_shapes_that_cannot_be_read_are_errors(read) -> None:
     assert "did you mean 'cat'" in problems[-1].detail
 
 
-# CVAT
-
-
 def cvat(shapes, attributes='name="a.png" width="100" height="80"'):
     return f"<annotations><image id='0' {attributes}>{shapes}</image></annotations>"
 
@@ -150,9 +141,6 @@ def test_files_of_another_kind_are_errors(read) -> None:
             assert said in problems[0].detail
 
 
-# Label Studio, in percent
-
-
 def test_label_studio_rectangles_turn_about_their_first_corner_and_may_have_two_classes(read) -> None:
     turned = {"x": 50, "y": 50, "width": 20, "height": 12.5, "rotation": 90}
     turned |= {"original_width": 100, "original_height": 80}
@@ -162,9 +150,6 @@ def test_label_studio_rectangles_turn_about_their_first_corner_and_may_have_two_
     index, problems = read("label_studio", json.dumps([{"image": "a.png", "label": shapes}]), fields=())
     assert boxes(index) == [[40, 40, 50, 60], [10, 8, 30, 16], [10, 8, 30, 16]]
     assert (index.labels.tolist(), kinds(problems)) == ([0, 0, 1], [BROKEN_OBJECT] * 3)
-
-
-# tables
 
 
 def test_columns_of_tables_go_by_their_usual_names() -> None:
@@ -192,9 +177,6 @@ def test_rows_of_tables(read) -> None:
     index, problems = read("open_images", text, fields=())
     assert (boxes(index), index.ignore.tolist()) == ([[10, 20, 50, 40], [0, 0, 100, 80]], [True, False])
     assert problems == []
-
-
-# images
 
 
 def test_the_longest_end_of_a_path_decides_which_image_a_name_means(tmp_path) -> None:

@@ -41,8 +41,6 @@ def test_texts_can_be_written() -> None:
             text(value, "file_name")
 
 
-# lists of records
-
 RECORDS = [{"id": number, "note": "x}, " + "y" * 20_000, "rle": {"size": [1, 2]}} for number in range(9)]
 
 
