@@ -239,23 +239,13 @@ def test_the_parts_are_those_of_the_name(name) -> None:
     assert ([level.num_anchors for level in anchors], strides) == (pyramid if "_fpn_" in name else ([15], [16]))
 
 
-def test_sections_that_two_recipes_share() -> None:
-    same = {
-        (OWN, "coco/modern/mask_rcnn_r50_fpn_3x"): ("backbone", "anchors", "rpn", "box", "mask", "test"),
-        ("paper/table12_resnet101", "paper/table9_resnet101_context"): (
-            "backbone",
-            "anchors",
-            "rpn",
-            "box",
-            "alternating",
-        ),
-    }
+def test_sections_that_two_recipes_share_and_recipes_of_the_papers_beside_values() -> None:
+    shared = ["backbone", "anchors", "rpn", "box"]
+    same = {(OWN, "coco/modern/mask_rcnn_r50_fpn_3x"): [*shared, "mask", "test"]}
+    same |= {("paper/table12_resnet101", "paper/table9_resnet101_context"): [*shared, "alternating"]}
     for (name, other), sections in same.items():
         for section in sections:
             assert getattr(load(name), section) == getattr(load(other), section), section
-
-
-def test_recipes_of_the_papers_beside_values() -> None:
     resize, crop, flip = load("paper/table14_resnet101").data.augment
     assert (min(resize["SmallestMaxSize"]["max_size"]), max(resize["SmallestMaxSize"]["max_size"])) == (256, 480)
     assert (crop, flip) == ({"RandomCrop": {"height": 224, "width": 224}}, {"HorizontalFlip": {"p": 0.5}})

@@ -263,7 +263,7 @@ def test_yaml_that_is_not_read(tmp_path, text, message) -> None:
             read()
 
 
-def test_files_that_are_no_config(tmp_path) -> None:
+def test_files_and_numbers_that_no_config_has(tmp_path) -> None:
     file = tmp_path / "bad.yaml"
     for content in (b"seed: \xff\xfe", b"\xff\xfes\0", b"- a", b"seed", b"_BASE_: 5", b"_BASE_: [[x]]"):
         file.write_bytes(content)
@@ -277,9 +277,6 @@ def test_files_that_are_no_config(tmp_path) -> None:
         file.write_text(f"_BASE_: {base}\n")
         with pytest.raises(ValueError, match=message):
             load_config(DetectionConfig, file)
-
-
-def test_numbers_that_no_config_has() -> None:
     for value in ("1" + "0" * 400, "'" + "(" * 5000 + "'", "'" + "9" * 5000 + "'"):
         with pytest.raises(ValueError, match=r"config key 'solver\.base_lr' takes a "):
             parse_config(DetectionConfig, f"solver: {{base_lr: {value}}}")

@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,20 +16,16 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def tool():
-    return runpy.run_path(str(ROOT / "tools" / "docs_site.py"))
+def tool(names_of):
+    return names_of("docs_site.py")
 
 
-def test_page_of_a_config_has_every_key_once(tool) -> None:
+def test_page_of_a_config_has_every_key_once_with_what_it_takes_its_default_and_comments(tool) -> None:
     page = tool["config_page"](DetectionConfig)
     keys = re.findall(r"^`([^`]+)`\{ #", page, re.MULTILINE)
     assert len(keys) == len(set(keys))
     assert flatten(DetectionConfig()).keys() <= set(keys)
     assert {"_BASE_", "data.jitter.size"} <= set(keys)
-
-
-def test_key_has_what_it_takes_its_default_and_the_comments_of_its_field(tool) -> None:
-    page = tool["config_page"](DetectionConfig)
     for key, *parts in (
         ("solver.momentum", "a number from 0 to 1, default `0.9`", "For SGD; AdamW has torch's betas"),
         ("solver.ema_decay", "a number from 0 and below 1, default `0.0`", "Decay of the averaged weights"),
@@ -42,14 +37,11 @@ def test_key_has_what_it_takes_its_default_and_the_comments_of_its_field(tool) -
         assert all(part in entry for part in parts), entry
 
 
-def test_page_of_commands_has_every_command_and_its_options(tool) -> None:
+def test_pages_have_every_command_with_its_options_and_what_is_public_in_python(tool) -> None:
     page = tool["commands_page"]()
     assert re.findall(r"^## resdet (\S+)$", page, re.MULTILINE) == [*COMMANDS]
     assert "`--split-seed SPLIT_SEED`\n:   for a folder: seed of the random split (default: 0)" in page
     assert "--config-file" not in page  # hidden
-
-
-def test_page_of_python_has_what_is_declared_public(tool) -> None:
     page = tool["api_page"]()
     assert 'heading: "resdet.train"' in page
     assert "::: detection.predictor.Predictor\n" in page
@@ -72,13 +64,10 @@ def test_links_lead_to_pages(page, link, led, tool) -> None:
     assert tool["lead_links"](link, page) == led
 
 
-def test_pictures_that_are_missing_become_text(tool, tmp_path) -> None:
+def test_missing_pictures_become_text_and_linked_files_pages(tool, tmp_path) -> None:
     (tmp_path / "a.svg").touch()
     text = r"![loss](a.svg) and ![AP of vgg11\_bn \[1, 2\]](figures/b.svg)"
     assert tool["without_missing"](text, tmp_path / "report.md") == r"![loss](a.svg) and *AP of vgg11\_bn \[1, 2\]*"
-
-
-def test_files_that_a_page_links_to_are_shown(tool) -> None:
     assert [*tool["linked_files"]("data.md", "[a](../resdet.py) [b](cost.md) [c](../README.md)")] == ["resdet.py"]
     assert tool["source_page"]("resdet.py").startswith("# resdet.py\n\n`resdet.py`\n\n````python\n")
 

@@ -18,6 +18,10 @@ def tool(names_of):
     return names_of("list_backbones.py")
 
 
+def split(line):
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
 @pytest.fixture(scope="module")
 def rows(tool):
     """The cells of the document by the name of the backbone, in its order."""
@@ -25,10 +29,6 @@ def rows(tool):
     written = text.partition(tool["BEGIN"])[2].partition(tool["END"])[0]
     cells = [split(line) for line in written.splitlines() if line.startswith("| `")]
     return {row[0].strip("`"): row for row in cells}
-
-
-def split(line):
-    return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
 def test_every_backbone_has_a_row_and_a_paper(tool, rows) -> None:

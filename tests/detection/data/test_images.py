@@ -40,14 +40,22 @@ def test_pixels_come_as_they_are_stored(draw, tmp_path, suffix) -> None:
     np.testing.assert_array_equal(read_image(pixels, size=(5, 7)), NOISE[:5, :7])
 
 
-def test_a_jpeg_is_rgb_not_bgr(photograph) -> None:
+def test_a_jpeg_is_rgb_not_bgr_and_a_size_that_disagrees_named_with_tag_and_repair(photograph) -> None:
     for orientation in (None, 1):  # without a tag and with one
         pixels = read_image(str(photograph(orientation=orientation)), size=(40, 60))
         assert_color(pixels[:, :30], RED)
         assert_color(pixels[:, 34:], BLUE)
+    path = photograph()
+    with pytest.raises(ValueError, match=re.escape(f"image {path} is 60x40 pixels, its annotation says 61x40")):
+        read_image(path, size=(40, 61))
+    path = photograph(orientation=6)
+    with pytest.raises(ValueError, match=r"is 40x60 pixels, its annotation says 60x40; .*EXIF.*`exif: ignore`"):
+        read_image(path, size=(40, 60))
+    with pytest.raises(ValueError, match=r"is 60x40 pixels, its annotation says 40x60; .*EXIF.*`exif: apply`"):
+        read_image(path, size=(60, 40), apply_exif=False)
 
 
-def test_every_mode_becomes_rgb_and_transparency_is_left_out(tmp_path) -> None:
+def test_every_mode_and_palette_becomes_rgb_and_transparency_is_left_out(tmp_path) -> None:
     for name, mode, color, expected in [
         ("a.jpg", "L", 100, (100, 100, 100)),
         ("a.png", "L", 100, (100, 100, 100)),
@@ -60,9 +68,6 @@ def test_every_mode_becomes_rgb_and_transparency_is_left_out(tmp_path) -> None:
         pixels = read_image(tmp_path / name, size=(6, 8))
         assert pixels.shape == (6, 8, 3)
         assert_color(pixels, expected)
-
-
-def test_a_palette_with_transparency_becomes_rgb(tmp_path) -> None:
     image = Image.new("P", (8, 6), 1)
     image.putpalette([255, 0, 0, 0, 255, 0])
     image.putpixel((0, 0), 0)
@@ -123,17 +128,6 @@ def test_two_threads_that_read_at_a_time_leave_the_warning_filters(photograph, m
         first_done.set()
         other.result()
     assert list(warnings.filters) == before
-
-
-def test_a_size_that_disagrees_is_named_with_the_tag_and_the_repair(photograph) -> None:
-    path = photograph()
-    with pytest.raises(ValueError, match=re.escape(f"image {path} is 60x40 pixels, its annotation says 61x40")):
-        read_image(path, size=(40, 61))
-    path = photograph(orientation=6)
-    with pytest.raises(ValueError, match=r"is 40x60 pixels, its annotation says 60x40; .*EXIF.*`exif: ignore`"):
-        read_image(path, size=(40, 60))
-    with pytest.raises(ValueError, match=r"is 60x40 pixels, its annotation says 40x60; .*EXIF.*`exif: apply`"):
-        read_image(path, size=(60, 40), apply_exif=False)
 
 
 # Clockwise from the first row's start: how the pixels of a stored picture [[0, 1, 2], [3, 4, 5]] stand upright.

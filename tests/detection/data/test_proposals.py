@@ -43,7 +43,7 @@ def rewrite(path, **changes) -> None:
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
 
 
-def test_what_is_written_comes_back_in_any_order(path, make_index) -> None:
+def test_what_is_written_comes_back_in_any_order_none_and_a_hair_outside(path, make_index, index, tmp_path) -> None:
     for ids in ([5, 6, 7], [7, 5, 6], [6, 7, 5]):
         stored = read_proposals(path, make_index([[], [], []], ids=ids))
         for row, number in enumerate(ids):
@@ -51,9 +51,6 @@ def test_what_is_written_comes_back_in_any_order(path, make_index) -> None:
             assert torch.equal(found.boxes, expected.boxes)
             assert torch.equal(found.scores, expected.scores)
     assert [file.name for file in path.parent.iterdir()] == ["proposals.safetensors"]
-
-
-def test_no_proposals_and_boxes_that_rounding_put_a_hair_outside(index, tmp_path) -> None:
     path, box = tmp_path / "a.safetensors", [-0.005, 0, 80.005, 60]
     write_proposals(path, [make_proposals(boxes) for boxes in ([], [box], [])], index)
     stored = read_proposals(path, index)

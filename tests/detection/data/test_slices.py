@@ -17,8 +17,7 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (100, 200, 3), dtype=np.uint8
 OPTIONS = {"overlap": 0, "visible": 0.5, "whole": False}
 
 
-def test_boxes_are_clipped_and_hardly_visible_objects_are_ignored(make_target) -> None:
-    #                    inside             half in it          a tenth in it      outside           its border only
+def test_boxes_and_masks_are_clipped_and_hardly_visible_objects_ignored(make_target) -> None:
     boxes = [[60, 10, 80, 30], [40, 20, 60, 40], [32, 50, 52, 60], [0, 0, 40, 40], [110, 60, 120, 69.5]]
     image, found = cut(PIXELS, make_target(boxes, [0, 1, 2, 3, 4]), Window((0, 50), (70, 60)), visible=0.5)
     np.testing.assert_array_equal(image, PIXELS[:70, 50:110])
@@ -27,9 +26,6 @@ def test_boxes_are_clipped_and_hardly_visible_objects_are_ignored(make_target) -
     window = Window((0, 0), (50, 50))
     assert cut(PIXELS, make_target([[10, 10, 20, 20]], ignore=[True]), window, visible=0.5)[1].ignore.tolist() == [True]
     assert cut(PIXELS, make_target(), window, visible=0.5)[1].boxes.shape == (0, 4)
-
-
-def test_masks_are_cut_with_the_pixels(make_target) -> None:
     masks = torch.zeros(2, 100, 200, dtype=torch.bool)
     masks[0, 20:40, 40:60] = True
     masks[1, 20:40, 40:45] = True  # left of the window, though its box is not
@@ -40,16 +36,13 @@ def test_masks_are_cut_with_the_pixels(make_target) -> None:
     assert (found.nonzero().amin(dim=0).tolist(), found.nonzero().amax(dim=0).tolist()) == ([0, 10, 0], [0, 29, 9])
 
 
-def test_an_object_is_wanted_in_a_window_that_shows_enough_of_it(make_index) -> None:
+def test_an_object_is_wanted_where_enough_shows_and_empty_windows_are_a_share(make_index) -> None:
     objects = [[((10, 10, 30, 30), 0, False), ((55, 0, 75, 20), 1, False)], [((70, 70, 90, 90), 0, True)], []]
     index = make_index(objects, sizes=[(64, 128), (100, 100), (20, 20)])
     slices = cut_index(index, side=64, empty=0.1, **OPTIONS)
     assert slices.images.tolist() == [0, 0, 1, 1, 1, 1, 2]
     assert slices.wanted.tolist() == [1, 1, 0, 0, 0, 0, 0]  # of the second object 9 of 20 columns lie in the first
     assert (slices.corners.tolist()[1], slices.sizes.tolist()[-1]) == ([0, 64], [20, 20])
-
-
-def test_windows_without_an_object_are_a_share_of_an_epoch(make_index) -> None:
     index = make_index([[((10, 10, 30, 30), 0, False)], []], sizes=[(64, 640), (64, 640)])
     slices = cut_index(index, side=64, empty=0.5, **OPTIONS)
     numbers, repeats = slices.of_images(torch.tensor([0]), None)

@@ -34,10 +34,6 @@ MOVES = [
 COLORS = [COLOR, {"RandomBrightnessContrast": {"p": 1}}, {"GaussianBlur": {"p": 1}}, {"ToGray": {"p": 1}}]
 
 
-def name_of(step):
-    return next(iter(step))
-
-
 def scene(*boxes, size=SIZE, masks=True):
     """Black with one filled rectangle per box, each of its own green, and the target that fits; label n is object n."""
     image, stack = np.zeros((*size, 3), np.uint8), torch.zeros(len(boxes), *size, dtype=torch.bool)
@@ -69,7 +65,7 @@ def assert_same(first, second) -> None:
     torch.testing.assert_close(astuple(first[1]), astuple(second[1]), rtol=0, atol=0)
 
 
-def test_the_600_and_1000_rule_by_hand() -> None:
+def test_resizing_is_by_the_600_and_1000_rule_for_pixels_boxes_and_masks() -> None:
     for size, resized in [
         ((375, 500), (600, 800)),  # 600 / 375 = 1.6
         ((500, 375), (800, 600)),
@@ -80,9 +76,6 @@ def test_the_600_and_1000_rule_by_hand() -> None:
         ((1, 5000), (1, 1000)),  # never without pixels
     ]:
         assert Resize(600, 1000).size(size) == resized
-
-
-def test_resizing_scales_pixels_boxes_and_masks_and_leaves_its_arguments() -> None:
     image, target = scene((20, 10, 40, 30), size=(60, 90))
     resized, moved = Resize(120, 400)(image, target)
     assert (resized.shape, resized.dtype) == ((120, 180, 3), np.uint8)
@@ -126,7 +119,7 @@ def test_jitter_fits_the_image_into_the_canvas_and_pads_or_crops() -> None:
     assert 0 <= min(corners) <= max(corners) <= 90
 
 
-def test_jitter_keeps_boxes_and_masks_on_their_pixels_and_draws_from_its_range() -> None:
+def test_jitter_keeps_boxes_and_masks_on_their_pixels_and_drops_what_is_too_small() -> None:
     for seed in range(12):
         canvas, moved = Jitter(100, 0.3, 3.0)(*scene(MIDDLE), seed=(seed,))
         visible = box_of((canvas[..., 1] > 127) & (canvas[..., 0] == 0))
@@ -139,9 +132,6 @@ def test_jitter_keeps_boxes_and_masks_on_their_pixels_and_draws_from_its_range()
     assert 30 <= min(widths) < 36
     assert 84 < max(widths) <= 90
     assert_same(jitter(image, target, seed=(0, 5)), jitter(image, target, seed=(0, 5)))
-
-
-def test_jitter_drops_what_is_smaller_than_a_pixel_but_keeps_unknown_masks() -> None:
     image, target = scene((10, 10, 30, 30), (40, 40, 49, 80), size=(100, 100))
     _, moved = Jitter(100, 0.1, 0.1)(image, target, seed=(0,))  # the second becomes 0.9 pixels wide
     assert moved.labels.tolist() == [0]
@@ -153,7 +143,7 @@ def test_jitter_drops_what_is_smaller_than_a_pixel_but_keeps_unknown_masks() -> 
     assert moved.labels.tolist() == [1]
 
 
-@pytest.mark.parametrize("step", MOVES, ids=name_of)
+@pytest.mark.parametrize("step", MOVES, ids=lambda step: next(iter(step)))
 def test_box_and_mask_bound_the_moved_pixels(step) -> None:
     seen = 0
     for seed in range(8):
@@ -181,18 +171,15 @@ def test_several_moves_in_a_row_keep_boxes_on_their_pixels_and_fractions() -> No
         np.testing.assert_allclose(moved.boxes[0], box_of(moved_image[..., 1] > 90) or [], atol=1.5)
 
 
-def crop(x_min, y_min, x_max, y_max):
-    return {"Crop": {"x_min": x_min, "y_min": y_min, "x_max": x_max, "y_max": y_max, "p": 1}}
-
-
 def test_objects_that_leave_the_picture_go_and_cut_ones_keep_what_is_visible() -> None:
     boxes = [(5, 5, 20, 20), (50, 40, 70, 60), (100, 70, 115, 85)]
-    moved_image, moved = run([crop(40, 30, 110, 90)], *scene(*boxes))
+    crop = {"x_min": 40, "y_min": 30, "x_max": 110, "y_max": 90, "p": 1}
+    moved_image, moved = run([{"Crop": crop}], *scene(*boxes))
     assert moved_image.shape == (60, 70, 3)
     assert (moved.labels.tolist(), moved.ignore.tolist()) == ([1, 2], [True, False])
     assert moved.boxes.round().tolist() == [[10, 10, 30, 30], [60, 40, 70, 55]]
     assert [box_of(mask) for mask in masks_of(moved)] == [[10, 10, 30, 30], [60, 40, 70, 55]]
-    _, moved = run([crop(0, 0, 30, 20)], *scene(MIDDLE))
+    _, moved = run([{"Crop": crop | {"x_min": 0, "y_min": 0, "x_max": 30, "y_max": 20}}], *scene(MIDDLE))
     assert (moved.boxes.shape, moved.boxes.dtype) == ((0, 4), torch.float32)
     assert (masks_of(moved).shape, len(moved.labels)) == ((0, 20, 30), 0)
 
@@ -261,7 +248,7 @@ def test_pixels_alone_are_those_of_the_whole_pipeline(steps) -> None:
         np.testing.assert_array_equal(Augment(steps).pixels(noise, seed=(3, seed)), expected)
 
 
-def test_a_step_that_cannot_be_applied_is_named_with_the_repair() -> None:
+def test_what_is_no_step_or_cannot_be_applied_is_named_with_the_repair() -> None:
     steps = [FLIP, {"RandomCrop": {"height": 100, "width": 50, "p": 1}}]
     expected = r"data\.augment, step 2, .*RandomCrop.* 120x90 pixels: .*PadIfNeeded: .min_height: 100, min_width: 50"
     with pytest.raises(ValueError, match=expected):
@@ -274,9 +261,6 @@ def test_a_step_that_cannot_be_applied_is_named_with_the_repair() -> None:
         run([{"RandomCropNearBBox": {"p": 1}}], *scene(MIDDLE))
     with pytest.raises(ValueError, match=r"data\.augment has a transform that needs 'bboxes'"):
         Augment([{"RandomSizedBBoxSafeCrop": {"height": 80, "width": 70, "p": 1}}]).pixels(scene()[0], seed=(0,))
-
-
-def test_what_is_no_step_is_refused() -> None:
     Augment([{"HorizontalFlip": None}, {"VerticalFlip": {}}])  # of default arguments
     with pytest.raises(ValueError, match="no transform 'HorizontlFlip'; did you mean 'HorizontalFlip'"):
         Augment([{"HorizontlFlip": {"p": 1}}])
@@ -291,15 +275,12 @@ def test_what_is_no_step_is_refused() -> None:
             Augment([step])
 
 
-def test_ignored_objects_and_those_without_a_mask_are_not_chosen() -> None:
+def test_pasting_by_hand_takes_chosen_objects_and_leaves_the_arguments() -> None:
     _, objects = scene((0, 0, 20, 20), (40, 0, 60, 20), (80, 0, 100, 20))
     masks_of(objects)[2] = False
     assert choose(objects, np.random.default_rng(0)).labels.tolist() == [0]
     for none in (objects[1:], objects[:0]):
         assert len(choose(none, np.random.default_rng(0))) == 0
-
-
-def test_pasting_by_hand_leaves_the_arguments() -> None:
     image, target = scene((0, 0, 20, 20), (40, 0, 60, 20), (80, 0, 100, 20))
     other, objects = scene((10, 0, 30, 20), (40, 0, 60, 20))
     before = target.boxes.clone(), masks_of(target).clone()
@@ -316,7 +297,7 @@ def test_pasting_by_hand_leaves_the_arguments() -> None:
     assert torch.equal(masks_of(target), before[1])
 
 
-def test_masks_decide_what_is_pasted_and_unknown_ones_keep_their_box() -> None:
+def test_masks_decide_what_is_pasted_and_objects_of_images_of_other_sizes_are_cut() -> None:
     other, objects = scene((10, 10, 30, 30))
     masks_of(objects)[0, 20:] = False
     pasted, moved = paste(*scene(), other, objects)
@@ -327,9 +308,6 @@ def test_masks_decide_what_is_pasted_and_unknown_ones_keep_their_box() -> None:
     _, moved = paste(image, target, *scene((0, 0, 80, 30)))
     assert moved.boxes.tolist() == [[0, 0, 20, 20], [0, 0, 80, 30]]
     assert not masks_of(moved)[0].any()
-
-
-def test_objects_of_larger_images_are_cut_and_those_of_smaller_ones_fit() -> None:
     others = scene((100, 70, 130, 110), (125, 0, 140, 20), (0, 0, 10, 10), size=(120, 150))
     pasted, moved = paste(*scene(MIDDLE), *others)
     assert (pasted.shape, masks_of(moved).shape) == ((90, 120, 3), (3, 90, 120))

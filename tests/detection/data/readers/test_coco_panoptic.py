@@ -42,7 +42,7 @@ def read(folder, *, fields=("masks",), **entry):
     return read_coco_panoptic(folder, split, CLASSES, drop=True, exif="apply", fields=fields, label_maps=True)
 
 
-def test_things_are_objects_with_masks_and_all_classes_are_labels(folder) -> None:
+def test_things_are_objects_with_masks_and_all_classes_are_labels_and_segments(folder) -> None:
     index, problems = read(folder)
     assert (problems, index.class_names, index.category_ids) == ([], ("cat", "dog"), (3, 18))
     target = index.target(0, fields=("masks",), label_maps=True)
@@ -54,9 +54,6 @@ def test_things_are_objects_with_masks_and_all_classes_are_labels(folder) -> Non
     assert target.label_map.tolist() == [[2] * 6, [2] * 6, [0, 0, VOID, VOID, 1, 1], [VOID] * 4 + [1, 1]]
     void = index.target(1, label_maps=True)  # without an annotation
     assert (len(void), void.label_map is not None and set(void.label_map.flatten().tolist())) == (0, {VOID})
-
-
-def test_segments_come_back_as_they_were_written(folder) -> None:
     maps = read(folder)[0].label_maps
     assert maps is not None
     assert (maps.class_names, maps.num_things) == (CLASSES, 2)

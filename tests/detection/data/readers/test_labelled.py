@@ -78,7 +78,7 @@ def labelme(*shapes, **keys):
 RECTANGLE = {"points": [[10, 10], [20, 20]], "shape_type": "rectangle"}
 
 
-def test_labelme_circles_and_painted_masks_have_boxes_and_lines_have_none(read) -> None:
+def test_labelme_shapes_have_boxes_or_are_named(read) -> None:
     Image.fromarray(np.full((10, 20), 255, dtype=np.uint8)).save(picture := io.BytesIO(), format="PNG")
     mask = {"label": "dog", "points": [[30, 40], [49, 49]], "shape_type": "mask"}
     mask["mask"] = base64.b64encode(picture.getvalue()).decode()
@@ -90,9 +90,6 @@ def test_labelme_circles_and_painted_masks_have_boxes_and_lines_have_none(read) 
     masks = index.target(0, fields=("masks",)).masks
     assert masks is not None
     assert ([int(own.sum()) for own in masks], bool(masks[1, 40:50, 30:50].all())) == ([0, 200], True)
-
-
-def test_labelme_shapes_that_cannot_be_read_are_errors(read) -> None:
     bad = [
         {**RECTANGLE, "label": None},
         {**RECTANGLE, "points": [[1, 1]]},
@@ -152,7 +149,7 @@ def test_label_studio_rectangles_turn_about_their_first_corner_and_may_have_two_
     assert (index.labels.tolist(), kinds(problems)) == ([0, 0, 1], [BROKEN_OBJECT] * 3)
 
 
-def test_columns_of_tables_go_by_their_usual_names() -> None:
+def test_columns_of_tables_go_by_their_usual_names_and_bad_rows_by_number(read) -> None:
     corners, sides = {"image", "class", "x1", "y1", "x2", "y2"}, {"image", "class", "x", "y", "w", "h"}
     for header, expected in [
         ("filename,width,height,class,xmin,ymin,xmax,ymax", corners | {"width", "height"}),
@@ -164,9 +161,6 @@ def test_columns_of_tables_go_by_their_usual_names() -> None:
     ]:
         found = table_columns(header.split(","))
         assert (found and set(found)) == expected
-
-
-def test_rows_of_tables(read) -> None:
     index, _ = read("csv", "image,label,x,y,width,height\na.png,cat,10,20,30,40\n", fields=())
     assert boxes(index) == [[10, 20, 40, 60]]
     text = "image,label,x1,y1,x2,y2\na.png,cat,1,1,20,20\na.png,cat,1,,20,20\na.png,,1,1,20,20\n"
