@@ -60,13 +60,10 @@ def wrong_imports(module, imports):
     return [name for name, place in places.items() if own and place and (place[0], place != own) > (own[0], False)]
 
 
-def test_imports_point_down_from_every_module() -> None:
+def test_imports_point_down_from_every_module_and_nothing_below_the_side_rooms_names_one() -> None:
     assert [path for path in PACKAGES if not place_of(module_of(path)) and module_of(path) != "detection"] == []
     wrong = {str(path): wrong_imports(module_of(path), imports_of(path)) for path in [*PACKAGES, *SCRIPTS]}
     assert {path: names for path, names in wrong.items() if names} == {}
-
-
-def test_nothing_below_the_side_rooms_names_one() -> None:
     rooms = [f"detection.{name}" for name in ("classification", "edges", "localization", "experiments", "report")]
     places, first = {path: place_of(module_of(path)) for path in PACKAGES}, PLACES[rooms[0]]
     below = [path for path, place in places.items() if place and place[0] < first[0]]
@@ -84,7 +81,6 @@ def test_upward_and_sideways_imports_are_found(tmp_path) -> None:
     assert place_of("detection.config.load") == place_of("detection.config")
 
 
-ROOT = Path(__file__).parents[1]
 CONFIG = """
 backbone: {name: resnet18, norm: gn, roi_size: 2}
 anchors: {sizes: [16, 32]}

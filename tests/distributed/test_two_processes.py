@@ -193,7 +193,7 @@ def without_times(result):
     return {name: value for name, value in result.items() if name not in ("seconds_per_image", "peak_memory_gib")}
 
 
-def test_what_the_processes_tell_each_other(both) -> None:
+def test_what_the_processes_tell_each_other_and_what_they_cannot_do(both) -> None:
     assert both.of("ranks") == [[0, 2, True], [1, 2, False]]
     assert both.of("gather") == [[{"rank": 0}, {"rank": 1}]] * 2
     assert both.of("mean") == [{"loss": 0.5}] * 2
@@ -202,6 +202,10 @@ def test_what_the_processes_tell_each_other(both) -> None:
     own = [f"ValueError: no image {rank}.jpg" for rank in (0, 1)]
     assert both.of("one fails") == [f"RankError: rank 1 of 2 failed, reading a batch: {own[1]}", own[1]]
     assert (both.of("both fail"), both.of("none fails")) == (own, [None, None])
+    share = "must be a multiple of 2 processes x solver.accumulate 1; the nearest is 4"
+    assert both.of("uneven") == [f"ValueError: solver.images_per_step 5 {share}"] * 2
+    norm = "needs GPUs where there is more than one process; on CPUs set it to gn or bn"
+    assert both.of("sync_bn") == [f"ValueError: norm sync_bn {norm}"] * 2
 
 
 @pytest.mark.parametrize(
@@ -222,9 +226,8 @@ def test_steps_of_two_processes_are_those_of_one(both) -> None:
     parts = losses(both.folder / "two_parts")  # added up before they are averaged
     assert_close(parts[1], losses(both.folder / "one_of_parts")[1])
     assert_close(losses(both.folder / "compiled")[:2], parts[:2])
-    found, expected = (
-        weights(both.folder / name) for name in ("masks", "masks_of_parts")
-    )  # unequal numbers of samples
+    # Of unequal numbers of samples.
+    found, expected = (weights(both.folder / name) for name in ("masks", "masks_of_parts"))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     one, two = json.loads((both.folder / "one" / "result.json").read_text()), both.of("two")
     assert without_times(two[0]) == without_times(two[1])
@@ -249,10 +252,13 @@ def test_no_process_waits_for_parts_that_are_fixed_or_for_more_than_one_exchange
     assert both.of("rounds") == [{"all_reduce": 4, **nothing}] * 2
 
 
-def test_alternating_training_writes_its_proposals_once_and_goes_on(both) -> None:
+def test_only_the_main_process_prints_and_alternating_training_writes_its_proposals_once(both) -> None:
     first, second = both.of("alternating")
     assert first == second
     assert (first["images"], both.printed.count("step 4 of 4")) == (5, 1)
+    assert both.printed.count("4 images a step on 2 processes: 2 each; learning rate as configured for 4") == 17
+    lines = [line for line in both.printed.splitlines() if line.lstrip().startswith(f"1/{STEPS} ")]
+    assert len(lines) == 4  # of "two", "masks", "unreadable" and the classifier
 
 
 def test_an_unreadable_image_of_one_process_costs_no_step(both) -> None:
@@ -275,19 +281,6 @@ def test_a_classifier_is_that_of_one_process(both) -> None:
     result = json.loads((expected / "result.json").read_text())
     assert [without_times(own) for own in both.of("classifier")] == [without_times(result)] * 2
     assert result["images"] == 7
-
-
-def test_only_the_main_process_prints(both) -> None:
-    assert both.printed.count("4 images a step on 2 processes: 2 each; learning rate as configured for 4") == 17
-    lines = [line for line in both.printed.splitlines() if line.lstrip().startswith(f"1/{STEPS} ")]
-    assert len(lines) == 4  # of "two", "masks", "unreadable" and the classifier
-
-
-def test_what_two_processes_cannot_do(both) -> None:
-    share = "must be a multiple of 2 processes x solver.accumulate 1; the nearest is 4"
-    assert both.of("uneven") == [f"ValueError: solver.images_per_step 5 {share}"] * 2
-    norm = "needs GPUs where there is more than one process; on CPUs set it to gn or bn"
-    assert both.of("sync_bn") == [f"ValueError: norm sync_bn {norm}"] * 2
 
 
 def test_uneven_and_empty_shares_of_images_give_the_result_of_one_process(both) -> None:
@@ -342,16 +335,9 @@ def test_two_torchruns_that_meet_are_as_one(both) -> None:
     """As on two machines with one file system."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = f"--rdzv-endpoint=127.0.0.1:{server.getsockname()[1]}"
-    options = [
-        "--nnodes=2",
-        "--nproc-per-node=1",
-        "--rdzv-backend=c10d",
-        place,
-        "--rdzv-id=1",
-        "--local-addr=127.0.0.1",
-    ]
+    options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=1", "--local-addr=127.0.0.1"]
     arguments = [str(with_workers(both)), str(both.folder / "machines"), "none"]
-    machines = [torchrun(arguments, options) for _ in "ab"]
+    machines = [torchrun(arguments, [*options, place]) for _ in "ab"]
     printed = [machine.communicate(timeout=240) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], printed
     assert sum(said.count("4 images a step on 2 processes: 2 each") for said, _ in printed) == 1

@@ -283,7 +283,7 @@ def names_of(make_coco, write_card, tmp_path):
     return names
 
 
-def test_fractions_divide_the_images(names_of) -> None:
+def test_fractions_divide_the_images_and_a_list_names_them_with_or_without_suffix(names_of, tmp_path) -> None:
     assert names_of() == [*NAMES.values()]
     first, second = names_of(fraction=[0, 0.7]), names_of(fraction=[0.7, 1])
     assert (len(first), len(second), sorted(first + second)) == (7, 3, [*NAMES.values()])
@@ -291,9 +291,6 @@ def test_fractions_divide_the_images(names_of) -> None:
     for fraction in (-0.1, 1.5, "half", [0.5], [0, 0.5, 1]):
         with pytest.raises(ValueError, match="fraction"):
             names_of(fraction=fraction)
-
-
-def test_a_list_names_images_with_or_without_folder_and_suffix(names_of, tmp_path) -> None:
     file = tmp_path / "coco/few.txt"
     for lines in ("photo7.jpg\nphoto2.jpg\n", "train/photo7.jpg\n./train/photo2.jpg\n", "photo7\n\ntrain/photo2\n"):
         file.write_text(lines)

@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -116,10 +117,8 @@ def test_keypoints_are_the_ends_of_the_ink(folder) -> None:
 def test_segments_are_the_digits_and_the_photograph(folder) -> None:
     card = replace(load_card("digits_panoptic"), root=str(folder / "coco"))
     index, problems = read_split(card, "train", folder, fields=("masks",), label_maps=True)
-    maps, masks, stuff = index.label_maps, index.target(0, fields=("masks",)).masks, set()
+    maps, masks, stuff = cast(Any, index.label_maps), cast(Any, index.target(0, fields=("masks",)).masks), set()
     assert (problems, index.class_names) == ([], CLASSES)
-    assert maps is not None
-    assert masks is not None
     assert maps.class_names[maps.num_things :] == STUFF
     for row, (height, width) in enumerate(index.sizes.tolist()):
         segments = maps.read_segments(row, (height, width))

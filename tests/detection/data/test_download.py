@@ -336,12 +336,9 @@ def test_cards_list_archives_with_checksums_or_say_where_the_data_is() -> None:
                 read_downloads(card)
     assert set(without) == {"panoptic_annotations_trainval2017.zip"}
     url = {"url": "http://host/a.zip"}
-    for entry, message in (
-        ({"md5": MD5}, "a download entry is"),
-        (url | {"inot": "x"}, "a download entry is"),
-        (url | {"into": "../x"}, "leaves the folder"),
-        (url | {"into": "/x"}, "is absolute"),
-    ):
+    outside = [(url | {"into": "../x"}, "leaves the folder"), (url | {"into": "/x"}, "is absolute")]
+    others = [({"md5": MD5}, "a download entry is"), (url | {"inot": "x"}, "a download entry is")]
+    for entry, message in (*others, *outside):
         with pytest.raises(ValueError, match=message):
             read_downloads(Card(name="mine", format="voc", splits={}, download=(entry,)))
 

@@ -149,12 +149,8 @@ def test_good_images_are_opened_once_and_bad_or_changed_ones_again(make_coco, op
 
 
 def test_the_environment_and_the_facts_say_where_files_are_kept(monkeypatch) -> None:
-    for cache, xdg, home, folder in [
-        ("/a", "", "", "/a/data"),
-        ("", "/b", "", "/b/resdet/data"),
-        ("", "", "/c", "/c/.cache/resdet/data"),
-        ("off", "/b", "", None),
-    ]:
+    homes = [("/a", "", "", "/a/data"), ("", "/b", "", "/b/resdet/data"), ("", "", "/c", "/c/.cache/resdet/data")]
+    for cache, xdg, home, folder in [*homes, ("off", "/b", "", None)]:
         for name, value in (("RESDET_CACHE", cache), ("XDG_CACHE_HOME", xdg), ("HOME", home)):
             monkeypatch.setenv(name, value)
         found = kept_file(".x", 1, ["a"])

@@ -35,12 +35,8 @@ from detection.padded import Targets
 
 CAT, DOG, HARD = ("cat", (11, 21, 40, 50), False), ("dog", (31, 5, 60, 30), False), ("dog", (2, 3, 30, 40), True)
 JITTERED = ({"ColorJitter": {"p": 1.0}},)
-CONFIG = DetectorDataConfig(
-    shorter_side=48,
-    longer_side=90,
-    augment=({"HorizontalFlip": {"p": 0.5}}, *JITTERED, {"RandomCrop": {"height": 55, "width": 55}}),
-    workers=0,
-)
+STEPS = ({"HorizontalFlip": {"p": 0.5}}, *JITTERED, {"RandomCrop": {"height": 55, "width": 55}})
+CONFIG = DetectorDataConfig(shorter_side=48, longer_side=90, augment=STEPS, workers=0)
 PLAIN = replace(CONFIG, augment=())
 
 
@@ -214,8 +210,7 @@ def test_keypoints_come_in_batches_padded_like_boxes(make_index) -> None:
     packed = PackedStrings.pack([field.pack([10, 20, 2, 30, 40, 1], (60, 80)), field.unknown((60, 80))])
     index = make_index([[((0, 0, 40, 50), 0, False), ((5, 5, 50, 50), 0, False)], []])
     posed = replace(index, fields={"keypoints": packed}, keypoints=field.spec)
-    keypoints = Targets.pad([posed.target(row, fields=("keypoints",)) for row in (0, 1)]).keypoints
-    assert keypoints is not None
+    keypoints: Any = Targets.pad([posed.target(row, fields=("keypoints",)) for row in (0, 1)]).keypoints
     assert (keypoints.shape, keypoints[0, 0].tolist()) == ((2, 8, 2, 3), [[10.5, 20.5, 2], [30.5, 40.5, 1]])
     assert not keypoints[0, 1:].any()
     assert not keypoints[1].any()

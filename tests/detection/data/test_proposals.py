@@ -165,12 +165,9 @@ def test_a_batch_keeps_their_order_and_moves_as_a_whole(make_target) -> None:
         proposals = None if boxes is None else make_proposals(boxes)
         return Sample(0, "a.jpg", torch.zeros(3, 4, 6, dtype=torch.uint8), make_target(), proposals)
 
-    batch = collate([sample(boxes) for boxes in BOXES.values()])
-    assert batch.proposals is not None
+    batch: Any = collate([sample(boxes) for boxes in BOXES.values()])
     assert [image.boxes.tolist() for image in batch.proposals.ragged()] == list(BOXES.values())
-    moved = batch.to("meta").proposals
-    assert moved is not None
-    assert moved.boxes.is_meta
+    assert batch.to("meta").proposals.boxes.is_meta
     assert collate([sample(None), sample(None)]).proposals is None
 
 
@@ -179,6 +176,5 @@ def test_the_loader_reads_the_file_and_refuses_that_of_other_images(picture, pat
     with pytest.raises(ValueError, match="other images"):
         build_train_loader(picture, config, batch_size=1, seed=0, proposals=path)
     write_proposals(path, [make_proposals([RECTANGLE])], picture)
-    batch = next(iter(build_train_loader(picture, config, batch_size=1, seed=0, proposals=path)))
-    assert batch.proposals is not None
+    batch: Any = next(iter(build_train_loader(picture, config, batch_size=1, seed=0, proposals=path)))
     assert_boxes(batch.proposals.boxes[0], bounds(batch.images.pixels[0]))

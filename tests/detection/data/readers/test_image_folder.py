@@ -48,10 +48,8 @@ def test_folders_are_the_classes_and_each_image_has_one_object_the_whole_of_it(m
     assert (index.areas.tolist(), index.ignore.any().item(), index.fields) == ([48] * 7, False, {})
     index, problems = read(root, "dog", "ape", "cat")  # the card's order
     assert (index.class_names, index.category_ids, problems) == (("dog", "ape", "cat"), (1, 2, 3), [])
-    assert (index.labels.tolist(), below(root, index)[4:]) == (
-        [0] * 4 + [1, 2, 2],
-        ["ape/a.png", "cat/x.bmp", "cat/y.ppm"],
-    )
+    assert index.labels.tolist() == [0] * 4 + [1, 2, 2]
+    assert below(root, index)[4:] == ["ape/a.png", "cat/x.bmp", "cat/y.ppm"]
 
 
 def test_equals_torchvisions_image_folder(make) -> None:
