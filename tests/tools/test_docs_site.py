@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def tool(names_of):
-    return names_of("docs_site.py")
+def tool():
+    return runpy.run_path(str(ROOT / "tools" / "docs_site.py"))
 
 
 def test_page_of_a_config_has_every_key_once_with_what_it_takes_its_default_and_comments(tool) -> None:

@@ -1,4 +1,4 @@
-"""Mirrors detection/data/transforms.py and copy_paste.py: boxes and masks must follow the pixels."""
+"""Mirrors transforms.py, copy_paste.py and corruptions.py: boxes and masks must follow the pixels."""
 
 from dataclasses import astuple, replace
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from detection.data.copy_paste import choose, paste
+from detection.data.corruptions import CORRUPTIONS, STRENGTHS, Corruption
 from detection.data.transforms import PADDING, Augment, Jitter, RandomResize, Resize
 from detection.structures import Target
 
@@ -212,7 +213,7 @@ def test_a_dropout_of_pixels_takes_the_boxes_along() -> None:
     assert len(lefts) > 1
 
 
-def test_the_seed_alone_decides() -> None:
+def test_the_seed_alone_decides_and_steps_draw_numbers_of_their_own_by_their_probability() -> None:
     steps, (image, target) = [MOVES[6], COLOR, FLIP], scene(MIDDLE)
     again, first = Augment(steps), run(steps, image, target, 0, 7)
     torch.rand(3)
@@ -222,8 +223,6 @@ def test_the_seed_alone_decides() -> None:
     same_image, same_target = run([], image, target)
     assert (same_image is image, same_target is target) == (True, True)
 
-
-def test_steps_draw_numbers_of_their_own_and_meet_their_probability() -> None:
     def lefts_and_tops(*steps, count):
         augment, (image, target) = Augment(steps), scene((10, 10, 30, 30), masks=False)
         return [tuple(augment(image, target, seed=(0, seed))[1].boxes[0, :2].tolist()) for seed in range(count)]
@@ -314,3 +313,39 @@ def test_masks_decide_what_is_pasted_and_objects_of_images_of_other_sizes_are_cu
     assert moved.boxes.tolist() == [list(MIDDLE), [100, 70, 120, 90], [0, 0, 10, 10]]  # the second is outside
     pasted, moved = paste(*scene(MIDDLE), *scene((5, 5, 20, 20), size=(40, 30)))
     assert (pasted.shape, moved.boxes.tolist()) == ((90, 120, 3), [list(MIDDLE), [5, 5, 20, 20]])
+
+
+# Smooth colours with a sharp edge.
+IMAGE = np.full((120, 160, 3), (200, 120, 40), np.uint8)
+IMAGE[:, 80:] = (30, 90, 160)
+
+
+@pytest.mark.parametrize("kind", STRENGTHS)
+def test_a_higher_level_changes_more(kind) -> None:
+    changed = [Corruption(kind, level).change(IMAGE, (0, 1)).astype(int) for level in (1, 2, 3)]
+    first, second, third = (np.abs(pixels - IMAGE).mean() for pixels in changed)
+    assert 0 < first < second < third
+
+
+def test_size_and_target_stay_and_a_seed_repeats(make_target) -> None:
+    target = make_target([[1.0, 2, 30, 40]])
+    for corruption in CORRUPTIONS:
+        image, same = corruption(IMAGE, target, seed=(0, 3))
+        assert (image.shape, image.dtype, same is target) == (IMAGE.shape, np.uint8, True)
+        np.testing.assert_array_equal(image, corruption.change(IMAGE, (0, 3)))
+
+
+def test_known_values_and_a_blur_that_looks_alike_at_any_resolution() -> None:
+    np.testing.assert_array_equal(Corruption("brightness", 2).change(IMAGE, ())[0, 0], [100, 60, 20])
+    own, other = (Corruption("noise", 1).change(np.full((200, 200, 3), 128, np.uint8), (0, n)) for n in (1, 2))
+    assert not np.array_equal(own, other)  # images draw different noise
+    noise = own.astype(float)
+    assert noise.mean() == pytest.approx(128, abs=0.2)
+    assert noise.std() == pytest.approx(10, abs=0.2)
+    assert len(np.unique(noise[..., 0] - noise[..., 1])) > 10  # every channel has its own
+    # channels keep their places in JPEG
+    assert np.abs(Corruption("jpeg", 1).change(IMAGE, ())[:, :70].astype(int) - IMAGE[:, :70]).max() < 12
+    large = IMAGE.repeat(4, axis=0).repeat(4, axis=1)
+    for level in (1, 2, 3):
+        small, again = (Corruption("blur", level).change(image, ()) for image in (IMAGE, large))
+        assert np.abs(small.astype(int) - again[::4, ::4]).mean() < 2
