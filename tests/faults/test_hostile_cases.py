@@ -14,20 +14,19 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from backbones.weights.load import read_state_dict
 from backbones.weights.pickles import read_pickle
 from detection.build import build_detector
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config, parse_config, parse_yaml
-from detection.data import cards, check, download, images, proposals
+from detection.data import cards, check, images, proposals, unpack
 from detection.data.problems import Problem
 from detection.data.readers import coco, segmentation, voc
 from detection.masks import to_rle
 from detection.model.matcher import Matcher
 from detection.padded import Targets
-from detection.structures import ImageBatch, Proposals, Target
+from detection.structures import ImageBatch, Target
 
 CLASSES = ("cat", "dog")
 VOC_ENTRY = {"list": "ImageSets/Main/train.txt"}
@@ -64,8 +63,6 @@ XML = {
     "billion laughs": f'<!DOCTYPE x [<!ENTITY e0 "lol">{ENTITIES}]><annotation>&e12;</annotation>',
     "a file": '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation><folder>&e;</folder></annotation>',
     "a server": '<!DOCTYPE x SYSTEM "http://127.0.0.1:9/x.dtd"><annotation>&e;</annotation>',
-    "nothing": "",
-    "a zero": "<annotation>\0</annotation>",
     "cut short": "<annotation><object>",
     "deep": DEEP,
     "deep elements": f"<annotation>{DEEP}</annotation>",
@@ -95,17 +92,6 @@ def test_what_the_xml_does_not_decide(make_voc) -> None:
     assert voc_problems(root) == []  # its size is the image's
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..\\x", "a/../../x", "a\0b", "x\0/y", "n" * 5000])
-def test_names_in_a_list_that_leave_the_folder_or_that_no_file_can_have(make_voc, name) -> None:
-    root, possible = make_voc({"a": []}), "\0" not in name and len(name) < 99
-    (root / VOC_ENTRY["list"]).write_text(f"a\n{name}\n")
-    (problem,) = voc_problems(root)
-    wanted = f"error: image name that leaves the folder: {name!r}" if possible else "error: missing image: "
-    assert problem.startswith(wanted)
-    with pytest.raises(ValueError, match=r"below the data set's folder, got '/etc/\*'"):
-        voc_problems(root, {"list": "/etc/*"})
-
-
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])  # to open a pipe would wait for a writer
 def test_what_is_no_file_is_not_opened(make, make_voc, make_index, tmp_path) -> None:
     root, file = make_voc({"a": []}), tmp_path / "train.json"
@@ -122,7 +108,7 @@ def test_what_is_no_file_is_not_opened(make, make_voc, make_index, tmp_path) -> 
         lambda: read_pickle(file),
         lambda: read_state_dict(file),
         lambda: load_config(DetectionConfig, file),
-        lambda: download.unpack(file, tmp_path / "out"),
+        lambda: unpack.unpack(file, tmp_path / "out"),
     ):
         with pytest.raises(ValueError, match=r"train\.json"):
             read()
@@ -144,7 +130,6 @@ ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 IMAGES: dict[str, list[dict[str, Any]]] = {
-    "error: image outside the data set's folder: ": [{"file_name": n} for n in ("../../etc/passwd", "/etc/passwd")],
     "error: missing image: ": [{"file_name": "a\0.jpg"}, {"file_name": "n" * 5000}],
     "error: image record: ": [{"file_name": "\ud800.jpg"}, {"height": 10**30}, {"height": INF}, {"id": 2**63}],
     "error: image size: ": [{"height": 200_000, "width": 200_000}],
@@ -182,13 +167,9 @@ def test_many_objects_take_no_square_of_time(make_coco, make_index) -> None:
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([[1, 1, 5, 5]], "at least 3 points"),
-        ([[1, 1, 5, 5, NAN, 9]], "expected pixels"),
-        ([[1, 1, 5, 5, 1e9, 9]], "expected pixels"),
         ([[1, 1, 5, 5, 10**400, 9]], "expected numbers"),
         ([[0, 0, 1e5, 1e5] * 5000], r"outline is \d+ pixels long"),
         ([[0, 0, 1e5, 1e5, 0, 9]] * 100, r"outline is \d+ pixels long"),
-        ({"size": [60, 80], "counts": [1, 2, 3]}, "sum to 6"),
         ({"size": [60, 80], "counts": [-1, 4801]}, "expected run lengths"),
         ({"size": [60, 80], "counts": [10**30]}, "sum to"),
         ({"size": [200_000, 200_000], "counts": [40_000_000_000]}, "the image has"),
@@ -196,7 +177,7 @@ def test_many_objects_take_no_square_of_time(make_coco, make_index) -> None:
         ({"size": [60, 80], "counts": "\ud800"}, "surrogates"),
     ],
 )
-def test_masks_that_are_no_masks(segmentation, message) -> None:
+def test_masks_that_are_absurd(segmentation, message) -> None:
     with pytest.raises(ValueError, match=message):
         to_rle(segmentation, (60, 80))
 
@@ -323,22 +304,12 @@ def test_a_name_without_end_in_a_file_of_torch(tmp_path, zipped) -> None:
         read_state_dict(path)
 
 
-@pytest.mark.parametrize("ends", [[2**63 - 1, 1], [2**62, -(2**62)], [-1, 1]])
-def test_proposals_whose_ends_overflow(tmp_path, make_index, ends) -> None:
-    path, index = tmp_path / "a.safetensors", make_index([[], []])
-    one = Proposals(boxes=torch.tensor([[0.0, 0, 9, 9]]), scores=torch.zeros(1))
-    proposals.write_proposals(path, [one, one[:0]], index)
-    save_file(load_file(path) | {"ends": torch.tensor(ends)}, path)
-    with pytest.raises(ValueError, match="do not agree"):
-        proposals.read_proposals(path, index)
-
-
 def test_an_archive_larger_than_the_disk_writes_nothing(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(download, "_free_bytes", lambda _: 1000)
+    monkeypatch.setattr(unpack, "free_bytes", lambda _: 1000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(1001))
     with pytest.raises(ValueError, match=r"its files have 1001 bytes, .*out has 1000 free; nothing was unpacked"):
-        download.unpack(tmp_path / "a.zip", tmp_path / "out")
+        unpack.unpack(tmp_path / "a.zip", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from backbones.weights.load import read_state_dict
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
-from detection.data import cards, download, images, proposals
+from detection.data import cards, images, proposals, unpack
 from detection.data.readers import coco, segmentation, voc
 from detection.engine import checkpoint
 from detection.files import digest
@@ -131,35 +131,24 @@ def mutate_yaml(rng, data):
     return mutate_json(rng, data, 0.5, yaml.safe_load, yaml.safe_dump)
 
 
-def split_header(data):
-    """Header and tensors of a .safetensors file: JSON behind its length."""
+def mutate_header(rng, data, change=mutate_json):
+    """Changes the header of a .safetensors file, which is JSON behind its length."""
+    if rng.random() < 0.3:
+        return mutate_bytes(rng, data) if change is mutate_json else mutate_header(rng, data)
     end = 8 + int.from_bytes(data[:8], "little")
-    return data[8:end], data[end:]
+    header = change(rng, data[8:end])
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
-def with_header(header, tensors):
-    return len(header).to_bytes(8, "little") + header + tensors
-
-
-def mutate_header(rng, data):
-    if rng.random() < 0.3:
-        return mutate_bytes(rng, data)
-    header, tensors = split_header(data)
-    return with_header(mutate_json(rng, header), tensors)
-
-
-def mutate_metadata(rng, data):
+def change_texts(rng, header):
     """Changes the texts of a checkpoint, without the checksum that would give them away."""
-    if rng.random() < 0.3:
-        return mutate_header(rng, data)
-    header, tensors = split_header(data)
     tree = json.loads(header)
     texts = tree["__metadata__"]
     texts.pop("sha256", None)
     key = rng.choice(sorted(texts))
     mutate = mutate_yaml if key == "config" else mutate_text
     texts[key] = mutate(rng, texts[key].encode()).decode(errors="replace")
-    return with_header(json.dumps(tree).encode(), tensors)
+    return json.dumps(tree).encode()
 
 
 def mutate_fields(rng, data):
@@ -275,7 +264,7 @@ def config_subject(made):
 def checkpoint_subject(made):
     file = made.folder / "model.safetensors"
     checkpoint.write_converted(file, DetectionConfig(), CLASSES, WEIGHTS)
-    return raising(file, lambda: checkpoint.read_checkpoint(file), mutate_metadata)
+    return raising(file, lambda: checkpoint.read_checkpoint(file), partial(mutate_header, change=change_texts))
 
 
 def read_voc(root):
@@ -377,7 +366,7 @@ def archive_subject(suffix, mutate, made):
             link = tarfile.TarInfo("good/link")
             link.type, link.linkname = tarfile.SYMTYPE, "a.txt"
             tar.addfile(link)
-    return raising(file, lambda: download.unpack(file, made.folder / "out" / str(next(numbers))), mutate)
+    return raising(file, lambda: unpack.unpack(file, made.folder / "out" / str(next(numbers))), mutate)
 
 
 SUBJECTS: dict[str, Callable[..., Subject]] = {

@@ -91,6 +91,7 @@ def test_files_whose_arrays_are_missing_or_do_not_agree_are_refused(path, index)
     whole = load_file(path)
     changes = [*((key, None) for key in ("image_ids", "ends", "boxes", "scores"))]
     changes += [("ends", torch.tensor(ends)) for ends in ([2, 2], [2, 2, 2], [2, 2, 4], [2, 1, 3], [-1, 2, 3])]
+    changes += [("ends", torch.tensor(ends)) for ends in ([2, 2**63 - 1, 3], [2**62, -(2**62), 3])]  # which overflow
     changes += [("scores", torch.zeros(2)), ("boxes", torch.ones(2, 4)), ("boxes", torch.ones(3, 5))]
     changes += [("image_ids", torch.tensor(ids)) for ids in ([5, 6, 7, 8], [5, 7, 7])]
     for key, value in changes:
