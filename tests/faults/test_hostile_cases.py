@@ -125,9 +125,7 @@ ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
         {"category_id": n} for n in (-3, 0, 10**18, 4)
     ],
     "dropped: box outside the image or without area: ": [{"bbox": [v, 20, v, 5]} for v in (NAN, INF, -INF, 1e300)],
-    "dropped: mask that is missing or can't be used; the object's box is kept: annotation 1": [
-        {"segmentation": [[1, 1, 5, 5]]}
-    ],
+    "dropped: mask that is missing or can't be used; the object's box is kept: ": [{"segmentation": [[1, 1, 5, 5]]}],
 }
 IMAGES: dict[str, list[dict[str, Any]]] = {
     "error: missing image: ": [{"file_name": "a\0.jpg"}, {"file_name": "n" * 5000}],
