@@ -78,7 +78,7 @@ def each_of(*names, quick: str = ""):
     return pytest.mark.parametrize("family", [pytest.param(name, marks=marks) for name, marks in slow.items()])
 
 
-def make_model(config, classes: int = len(NAMES)):
+def make_model(config, classes: int = len(NAMES)) -> Any:
     """A model with random weights; a detector finds more than 50 objects in an image."""
     torch.manual_seed(0)
     model = build_detector(config, classes, pretrained=False)

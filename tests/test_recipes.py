@@ -162,11 +162,11 @@ def path_of(name):
     return CONFIGS / f"{name}.yaml"
 
 
-def load(name):
+def load(name) -> Any:
     return load_config(LocalizationConfig if "table14" in name else DetectionConfig, path_of(name))
 
 
-def build(config):
+def build(config) -> Any:
     """The detector of ``config``, without memory for its weights."""
     with torch.device("meta"):
         classes = load_card(config.data.train[0].partition(":")[0]).classes

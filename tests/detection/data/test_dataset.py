@@ -229,8 +229,8 @@ def test_a_sample_is_the_window_of_its_number(wide) -> None:
 
 
 def test_training_batches_are_windows_at_the_training_scale(wide, make_index) -> None:
-    sides = {"slice": 100, "shorter_side": 200, "longer_side": 300}
-    config = DetectorDataConfig(**sides, slice_whole=False, slice_overlap=0.0, workers=0, augment=())
+    config = DetectorDataConfig(slice=100, slice_whole=False, slice_overlap=0.0, workers=0, augment=())
+    config = replace(config, shorter_side=200, longer_side=300)
     batch = next(iter(detection_loader(wide, config, batch_size=2, seed=0)))
     assert batch.images.size_list() == [(200, 200)] * 2
     boxes = [own[valid].tolist() for own, valid in zip(batch.targets.boxes, batch.targets.valid, strict=True)]
