@@ -21,6 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from detection.cli import main
+from detection.config.detection import DetectionConfig
+from detection.config.load import build_dataclass
+from detection.data.digits import write_digits
 from detection.data.index import AnnotationIndex
 from detection.data.packed_strings import PackedStrings
 from detection.structures import Proposals, Target
@@ -29,6 +32,15 @@ Box = tuple[float, float, float, float]
 VOCObjects = Sequence[tuple[str, Box, bool]]  # class name, (xmin, ymin, xmax, ymax) as in the XML, difficult
 Objects = Sequence[tuple[Box, int, bool]]  # (x1, y1, x2, y2), label, ignore
 CLASSES = ("cat", "dog")
+TINY = yaml.safe_load("""
+backbone: {name: resnet18, norm: gn, roi_size: 2}
+anchors: {sizes: [16, 32]}
+rpn: {channels: 16, allow_outside: true, samples_per_image: 16, pre_nms_train: 64, pre_nms_test: 64,
+  post_nms_train: 16, post_nms_test: 16, min_size: 2}
+box: {samples_per_image: 8}
+data: {train: ["digits:train"], shorter_side: 64, longer_side: 96, workers: 1}
+device: cpu
+""")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -175,6 +187,18 @@ def make_proposals() -> Callable[..., Proposals]:
     def make(*boxes: Sequence[float], scores: Sequence[float] = ()) -> Proposals:
         rows = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
         return Proposals(boxes=rows, scores=torch.tensor(scores or [0.0] * len(boxes)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DetectionConfig]:
+    """A training so small that it can be tried many times, with the named keys of its solver section, of 8 images."""
+    root = write_digits(tmp_path_factory.mktemp("root"), num_train=8, num_test=1).parent
+
+    def make(**solver: Any) -> DetectionConfig:
+        options = {"log_every": 1, "steps": [], "clip_norm": 5.0, **solver}
+        return build_dataclass(DetectionConfig, TINY | {"data": TINY["data"] | {"root": str(root)}, "solver": options})
 
     return make
 

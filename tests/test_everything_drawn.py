@@ -6,8 +6,6 @@ that the order of sums does not show, and what differs is another choice.  ``pyt
 records again, also at that commit.  One-stage detectors, which draw nothing, came later: theirs are numbers of then.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +21,6 @@ from detection.build import build_detector
 from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
-from detection.model.architecture import Architecture
 from detection.structures import ImageBatch, Target
 
 RECORDED = Path(__file__).parent / "everything_drawn.json"
@@ -51,7 +48,7 @@ cascade, masks: [pyramid, {architecture: cascade_mask_rcnn, box: {class_agnostic
 """
 
 
-def read_configs() -> dict[str, DetectionConfig]:
+def read_configs():
     trees: dict[str | None, dict[str, Any]] = {None: {}}
     for name, (base, changes) in yaml.safe_load(CONFIGS_YAML).items():
         tree = trees[base]
@@ -63,7 +60,7 @@ def read_configs() -> dict[str, DetectionConfig]:
 CONFIGS = read_configs()
 
 
-def make_detector(name: str) -> Architecture:
+def make_detector(name):
     checkpoint = read_checkpoint(OLD / name) if name in OLD_RUNS else None
     config = checkpoint.config if checkpoint else CONFIGS[name]
     every: Any = {"samples_per_image": ALL, "positive_fraction": 1.0}
@@ -77,7 +74,7 @@ def make_detector(name: str) -> Architecture:
     return detector.train().double()
 
 
-def make_target(boxes: list[list[float]], ignore: list[bool], size: tuple[int, int]) -> Target:
+def make_target(boxes, ignore, size):
     """Objects of the classes 0, 1, ...; every mask is the left part of its box."""
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
     for row, (x1, y1, x2, y2) in enumerate(boxes):
@@ -86,7 +83,7 @@ def make_target(boxes: list[list[float]], ignore: list[bool], size: tuple[int, i
     return Target(rows, torch.arange(len(boxes)), torch.tensor(ignore, dtype=torch.bool), masks)
 
 
-def measure(name: str) -> dict[str, float]:
+def measure(name):
     """Losses, and the length of the gradient of their sum, of three images of different sizes.
 
     One has an ignored object, and one has none; no box lies where anchors of equal IoU are the best, because which of
@@ -108,7 +105,7 @@ def measure(name: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *OLD_RUNS])
-def test_losses_and_gradients_are_those_of_single_images(name: str) -> None:
+def test_losses_and_gradients_are_those_of_single_images(name) -> None:
     expected = json.loads(RECORDED.read_text())[name]
     assert measure(name) == pytest.approx(expected, rel=1e-6, abs=1e-12)
 

@@ -3,10 +3,6 @@
 Like `make gpu`, which runs these tests, they need torch, torchvision and numpy alone.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -24,7 +20,7 @@ from detection.model.matcher import Matcher
 from detection.model.pooler import RegionPooler
 from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN, ProposalFilter, RPNHead
-from detection.model.sampler import BalancedSampler, Drawn
+from detection.model.sampler import BalancedSampler
 from detection.model.select import hash32
 from detection.padded import Regions, Targets
 from detection.structures import Detections, ImageBatch, Proposals, Target
@@ -37,13 +33,13 @@ ALL = 100_000  # more samples than there are anchors and proposals: then no draw
 
 
 @pytest.fixture(autouse=True)
-def whole_precision() -> Iterator[None]:
+def whole_precision():
     """Convolutions in float32 instead of TF32, whose 10 bits would hide mistakes."""
     with cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
-def make_batch() -> tuple[ImageBatch, Targets]:
+def make_batch():
     """Two images of different sizes, made by arithmetic, with two objects and one."""
     y, x = torch.meshgrid(torch.arange(64), torch.arange(80), indexing="ij")
     image = torch.stack([2 * x + y, 3 * y, (x * y) % 256]).clamp(0, 255).to(torch.uint8)
@@ -52,11 +48,11 @@ def make_batch() -> tuple[ImageBatch, Targets]:
     return images, Targets.pad(targets)
 
 
-def make_target(boxes: list[list[float]], labels: list[int]) -> Target:
+def make_target(boxes, labels):
     return Target(torch.tensor(boxes), torch.tensor(labels), torch.zeros(len(boxes), dtype=torch.bool))
 
 
-def make_detector(device: torch.device) -> FasterRCNN:
+def make_detector(device):
     """A C4 detector with class scores far enough apart to have an order that rounding does not change."""
     torch.manual_seed(0)
     backbone = ResNet(18, norm="gn", roi_size=4)
@@ -84,7 +80,7 @@ def make_detector(device: torch.device) -> FasterRCNN:
     return FasterRCNN(backbone, rpn, box_stage, postprocess=kept).to(device)
 
 
-def take_steps(detector: nn.Module, device: torch.device, steps: int = 2) -> list[dict[str, float]]:
+def take_steps(detector, device, steps: int = 2):
     """Takes ``steps`` steps of SGD; returns the losses of each."""
     images, targets = make_batch()
     optimizer = torch.optim.SGD(detector.parameters(), lr=0.001, momentum=0.9)
@@ -114,7 +110,7 @@ def test_steps_equal_those_of_the_cpu_and_compiled_ones_eager_ones() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_lower_precision_finds_finite_boxes_in_float32(dtype: torch.dtype) -> None:
+def test_lower_precision_finds_finite_boxes_in_float32(dtype) -> None:
     detector = make_detector(DEVICE).eval()
     with torch.autocast("cuda", dtype=dtype):
         found = detector(make_batch()[0].to(DEVICE))
@@ -164,7 +160,7 @@ def test_detections_moved_to_the_cpu_hold_their_values_at_once() -> None:
 def test_the_gpu_draws_what_the_cpu_draws() -> None:
     states = torch.tensor([1, 0, 0, -1]).repeat(2, 100)
 
-    def draw(device: torch.device) -> Drawn:
+    def draw(device):
         numbers = hash32(torch.tensor([5, 6], device=device), torch.arange(400, device=device), 1)
         return BalancedSampler(64, 0.25)((states == 1).to(device), (states == 0).to(device), numbers)
 
@@ -188,7 +184,7 @@ def test_keypoints_are_where_a_cpu_finds_them() -> None:
 
 
 @pytest.mark.parametrize("modulated", [False, True])
-def test_deformable_convolutions_and_their_gradients_are_those_of_the_cpu(modulated: bool) -> None:
+def test_deformable_convolutions_and_their_gradients_are_those_of_the_cpu(modulated) -> None:
     torch.manual_seed(0)
     layer = DeformableConv(8, 8, 3, 2, groups=2, modulated=modulated)
     nn.init.normal_(layer.offset.weight, std=0.2)

@@ -1,10 +1,11 @@
-"""Imports point one way: a module may import lower layers and its own room, never a higher one or a room beside it."""
-
-from __future__ import annotations
+"""Imports point one way, into lower layers and the own room; from the command to a loss are seven functions of ours."""
 
 import ast
-from collections.abc import Iterable, Iterator
+import inspect
 from pathlib import Path
+
+from detection.config.load import dump_config
+from detection.model import losses
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(path for top in ("backbones", "detection") for path in (ROOT / top).rglob("*.py"))
@@ -35,13 +36,13 @@ PLACES = {
 }
 
 
-def place_of(module: str) -> tuple[int, int] | None:
+def place_of(module):
     """(layer, room in it) of a module; None for one of other packages."""
     found = [prefix for prefix in PLACES if module == prefix or module.startswith(prefix + ".")]
     return PLACES[max(found, key=len)] if found else None
 
 
-def imports_of(path: Path) -> Iterator[str]:
+def imports_of(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -50,22 +51,19 @@ def imports_of(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def module_of(path: Path) -> str:
+def module_of(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def wrong_imports(module: str, imports: Iterable[str]) -> list[str]:
+def wrong_imports(module, imports):
     own, places = place_of(module), {name: place_of(name) for name in imports}
     return [name for name, place in places.items() if own and place and (place[0], place != own) > (own[0], False)]
 
 
-def test_imports_point_down_from_every_module() -> None:
+def test_imports_point_down_from_every_module_and_nothing_below_the_side_rooms_names_one() -> None:
     assert [path for path in PACKAGES if not place_of(module_of(path)) and module_of(path) != "detection"] == []
     wrong = {str(path): wrong_imports(module_of(path), imports_of(path)) for path in [*PACKAGES, *SCRIPTS]}
     assert {path: names for path, names in wrong.items() if names} == {}
-
-
-def test_nothing_below_the_side_rooms_names_one() -> None:
     rooms = [f"detection.{name}" for name in ("classification", "edges", "localization", "experiments", "report")]
     places, first = {path: place_of(module_of(path)) for path in PACKAGES}, PLACES[rooms[0]]
     below = [path for path, place in places.items() if place and place[0] < first[0]]
@@ -73,7 +71,7 @@ def test_nothing_below_the_side_rooms_names_one() -> None:
     assert {path: found for path, found in named.items() if found} == {}
 
 
-def test_upward_and_sideways_imports_are_found(tmp_path: Path) -> None:
+def test_upward_and_sideways_imports_are_found(tmp_path) -> None:
     source = tmp_path / "boxes.py"
     source.write_text("import torch\nfrom detection.model import rpn\nimport detection.data.index\n")
     both = ["detection.model.rpn", "detection.data.index"]
@@ -81,3 +79,27 @@ def test_upward_and_sideways_imports_are_found(tmp_path: Path) -> None:
         assert wrong_imports(module, imports_of(source)) == wrong
     assert place_of("detection.configuration") is None
     assert place_of("detection.config.load") == place_of("detection.config")
+
+
+def own_functions():
+    """The functions of the packages on the stack, the command first."""
+    frames = [frame for frame in inspect.stack() if Path(frame.filename).is_relative_to(ROOT / "detection")]
+    names = [f"{Path(frame.filename).stem}.{frame.function}" for frame in frames]
+    # A context manager of torch is none of them, and a comprehension is no function.
+    return tuple(name for name in reversed(names) if not name.endswith((".<listcomp>", ".<genexpr>", ".<dictcomp>")))
+
+
+def test_seven_functions(tmp_path, resdet, tiny_config, monkeypatch) -> None:
+    chains = set[tuple[str, ...]]()
+
+    def noted(*args, **options):
+        chains.add(own_functions())
+        return losses.smooth_l1(*args, **options)
+
+    for stage in ("rpn", "box_stage"):
+        monkeypatch.setattr(f"detection.model.{stage}.smooth_l1", noted)
+    (tmp_path / "tiny.yaml").write_text(dump_config(tiny_config(iterations=1, images_per_step=2)))
+    ended = resdet("train", tmp_path / "tiny.yaml", "--output-dir", tmp_path / "run")
+    assert ended.status == 0, ended.err
+    way = ("cli.main", "train.run_training", "trainer.run", "loop.step", "faster_rcnn.forward")
+    assert chains == {(*way, "rpn.losses"), (*way, "box_stage.losses")}

@@ -1,7 +1,5 @@
 """Mirrors resdet.py: the public names, what importing costs and does, and other packages of the same names."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -45,7 +43,7 @@ print(json.dumps({
 """
 
 
-def python(code: str, *paths: Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def python(code, *paths, cwd: Path = ROOT):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT)))}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
@@ -75,7 +73,7 @@ SLOW = pytest.mark.slow
         pytest.param("detection.engine.trainer", ("tensorboard", "torch.utils.tensorboard"), marks=SLOW),
     ],
 )
-def test_what_an_import_leaves_for_later(imported: str, names: tuple[str, ...]) -> None:
+def test_what_an_import_leaves_for_later(imported, names) -> None:
     done = python(f"import sys, {imported}; print([name for name in sys.modules if name.startswith({names})])")
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
@@ -86,7 +84,7 @@ def test_importing_everything_has_no_side_effect() -> None:
 
 
 @pytest.mark.parametrize("name", ["backbones", "detection"])
-def test_another_package_of_the_same_name_is_told_with_both_paths(name: str, tmp_path: Path) -> None:
+def test_another_package_of_the_same_name_is_told_with_both_paths(name, tmp_path) -> None:
     (tmp_path / name).mkdir()  # a folder without Python files is no package
     assert python("import resdet", tmp_path, cwd=tmp_path).returncode == 0
     (tmp_path / name / "__init__.py").touch()

@@ -1,7 +1,5 @@
 """Runs that earlier versions wrote are read, give the same detections and figures, and go on from where they were."""
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil
@@ -12,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from detection.build import build_detector, field_operations
 from detection.classification.config import ClassificationConfig
@@ -20,7 +17,6 @@ from detection.classification.task import restore_classifier
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.engine.checkpoint import Checkpoints, load_detector_weights, read_checkpoint
-from detection.engine.loop import TrainState
 from detection.evaluation.metrics import read_metric
 from detection.mask_pasting import paste
 from detection.masks import decode
@@ -38,7 +34,7 @@ TARGET = Target(boxes=BOXES, labels=torch.tensor([0, 1]), ignore=torch.tensor([F
 TOLERANCE: Any = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def restored(path: Path) -> FasterRCNN:
+def restored(path):
     checkpoint = read_checkpoint(path)
     detector = build_detector(checkpoint.config, len(CLASSES), pretrained=False)
     load_detector_weights(detector, checkpoint, CLASSES)
@@ -46,13 +42,13 @@ def restored(path: Path) -> FasterRCNN:
     return detector
 
 
-def expected_of(run: str) -> tuple[dict[str, Tensor], ImageBatch]:
+def expected_of(run):
     expected = load_file(OLD / "/".join(run.split("/")[:2]) / "expected.safetensors")
     return expected, ImageBatch.from_images([expected["0.image"], expected["1.image"]], seeds=[1, 2])
 
 
 @pytest.mark.parametrize("run", ["format1/c4/at_60.safetensors", "format1/fpn_mask", "format1/cascade", "format2/mask"])
-def test_same_detections_and_masks_of_torchvisions_geometry(run: str) -> None:
+def test_same_detections_and_masks_of_torchvisions_geometry(run) -> None:
     expected, images = expected_of(run)
     with torch.no_grad():
         found = restored(OLD / run).eval()(images)
@@ -74,7 +70,7 @@ def test_same_detections_and_masks_of_torchvisions_geometry(run: str) -> None:
 
 
 @pytest.mark.parametrize("run", ["c4/at_60.safetensors", "fpn_mask", "cascade"])
-def test_same_figures(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_figures(run, tmp_path, monkeypatch) -> None:
     expected, checkpoint = json.loads((FIRST / "figures.json").read_text())[run], read_checkpoint(FIRST / run)
     monkeypatch.chdir(OLD / "data")
     result = run_test(checkpoint.config, checkpoint, tmp_path)
@@ -82,7 +78,7 @@ def test_same_figures(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("run", ["c4/at_60.safetensors", "cascade"])
-def test_same_losses(run: str) -> None:
+def test_same_losses(run) -> None:
     """Of the anchors and regions that today's version draws, which are others than the generators of 0.1.0 drew.
 
     Where all are drawn its losses are those of 0.1.0: tests/test_everything_drawn.py.
@@ -104,7 +100,7 @@ def test_a_classifier_gives_the_same_scores(version: str) -> None:
     torch.testing.assert_close(scores, load_file(run / "expected.safetensors")["scores"])
 
 
-def go_on(run: Path, monkeypatch: pytest.MonkeyPatch, *, until: int = 60) -> dict[str, Tensor]:
+def go_on(run, monkeypatch, *, until: int = 60):
     """Resumes ``run`` up to a step; gives the weights there."""
     monkeypatch.chdir(OLD / "data")
     torch.manual_seed(12345)  # a new process has another random state
@@ -114,14 +110,12 @@ def go_on(run: Path, monkeypatch: pytest.MonkeyPatch, *, until: int = 60) -> dic
     return load_file(run / "checkpoints" / f"{until:07d}.safetensors")
 
 
-def test_a_run_goes_on_with_its_state_to_the_same_weights_however_often_it_stops(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_goes_on_with_its_state_to_the_same_weights_however_often_it_stops(tmp_path, monkeypatch) -> None:
     """Not to the weights that 0.1.0 reached, which drew other anchors and regions; those that it fixed are its own."""
     whole, parts = (Path(shutil.copytree(FIRST / "c4", tmp_path / name)) for name in ("whole", "parts"))
     restore, seen = Checkpoints.restore, list[dict[str, Any]]()
 
-    def noted(self: Checkpoints, newest: Any, state: TrainState) -> None:
+    def noted(self, newest, state) -> None:
         restore(self, newest, state)
         weights = {name: value.clone() for name, value in state.model.state_dict().items()}
         seen.append(copy.deepcopy(state.state_dict()) | {"weights": weights})

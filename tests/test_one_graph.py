@@ -3,9 +3,6 @@
 So do the files that they are exported to.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
 from detection.build import build_detector
@@ -21,7 +18,7 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass, load_config
 from detection.engine.checkpoint import Checkpoint
 from detection.engine.operators import count_operators
-from detection.export.facts import ExportFormat, describe_export
+from detection.export.facts import describe_export
 from detection.export.graph import DetectorGraph, capture, output_names
 from detection.export.operators import TENSORRT_LACKS
 from detection.export.proof import agreement
@@ -63,7 +60,7 @@ SemanticFPN: [FCN, {architecture: semantic_fpn, backbone: {output_stride: null, 
 """
 
 
-def read_families() -> dict[str, DetectionConfig]:
+def read_families():
     trees: dict[str | None, dict[str, Any]] = {None: {}}
     for name, (base, changes) in yaml.safe_load(FAMILIES_YAML).items():
         tree = trees[base]
@@ -76,12 +73,12 @@ FAMILIES = read_families()
 LABELS = ("FCN", "DeepLabV3", "SemanticFPN")
 
 
-def each_of(*names: str, quick: str = "") -> pytest.MarkDecorator:
+def each_of(*names, quick: str = ""):
     slow = {name: [] if name == quick else pytest.mark.slow for name in names}
     return pytest.mark.parametrize("family", [pytest.param(name, marks=marks) for name, marks in slow.items()])
 
 
-def make_model(config: DetectionConfig, classes: int = len(NAMES)) -> Any:
+def make_model(config, classes: int = len(NAMES)) -> Any:
     """A model with random weights; a detector finds more than 50 objects in an image."""
     torch.manual_seed(0)
     model = build_detector(config, classes, pretrained=False)
@@ -105,7 +102,7 @@ def make_model(config: DetectionConfig, classes: int = len(NAMES)) -> Any:
     return model
 
 
-def make_batch(images: int = 2) -> tuple[ImageBatch, Targets]:
+def make_batch(images: int = 2):
     """Smooth images of 96 x 128 with three objects each, which are rectangles with two corners and an unknown place."""
     generator = torch.Generator().manual_seed(0)
     coarse = 255 * torch.rand(images, 3, 6, 8, generator=generator)
@@ -126,7 +123,7 @@ def make_batch(images: int = 2) -> tuple[ImageBatch, Targets]:
     return ImageBatch.from_images(list(pixels), seeds=range(images)), Targets.pad(targets)
 
 
-def make_label_batch(images: int = 2) -> tuple[ImageBatch, Targets]:
+def make_label_batch(images: int = 2):
     """Images of noise, the last of which is smaller, with label maps of noise and void."""
     generator, none = torch.Generator().manual_seed(0), torch.zeros(0, dtype=torch.int64)
     sizes = [SIZE] * (images - 1) + [(61, 97)]
@@ -138,13 +135,13 @@ def make_label_batch(images: int = 2) -> tuple[ImageBatch, Targets]:
 
 
 @pytest.fixture(autouse=True)
-def forget_graphs() -> Iterator[None]:
+def forget_graphs():
     """Graphs of one test do not fill the memory of the next."""
     yield
     torch.compiler.reset()
 
 
-def take_step(model: nn.Module, call: Callable[..., dict[str, Tensor]], *inputs: Any) -> list[dict[str, Tensor]]:
+def take_step(model, call, *inputs):
     """Losses, gradients and buffers."""
     model.zero_grad(set_to_none=True)
     losses = call(*inputs)
@@ -153,13 +150,11 @@ def take_step(model: nn.Module, call: Callable[..., dict[str, Tensor]], *inputs:
     return [losses, gradients, {name: value.clone() for name, value in model.named_buffers()}]
 
 
-def assert_same_step(model: nn.Module, backend: str, *, rounding: float = 1e-4) -> None:
+def assert_same_step(model, backend, *, rounding: float = 1e-4) -> None:
     """Compares with the compiled step; gradients of label maps may differ by the share ``rounding``."""
     labels = isinstance(model, SemanticNetwork)
-    inputs, start = (
-        make_label_batch() if labels else make_batch(),
-        {k: v.clone() for k, v in model.state_dict().items()},
-    )
+    inputs = make_label_batch() if labels else make_batch()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
     expected, gradients, moved = take_step(model.train(), model, *inputs)
     model.load_state_dict(start)  # statistics of batch normalisation move
     compiled = torch.compile(model, fullgraph=True, backend=backend)  # fullgraph: a break is an error
@@ -176,7 +171,7 @@ def assert_same_step(model: nn.Module, backend: str, *, rounding: float = 1e-4) 
 
 
 @torch.no_grad()
-def assert_same_test(model: Any, backend: str) -> None:
+def assert_same_test(model, backend) -> None:
     images, _ = make_batch()
     with as_on_gpu():  # as the graph, it leaves the padding where it is
         expected = model.eval().detect(images)
@@ -191,24 +186,24 @@ def assert_same_test(model: Any, backend: str) -> None:
         assert_same_places(found.keypoints[expected.valid], expected.keypoints[expected.valid])
 
 
-def assert_same_places(found: Tensor, expected: Tensor) -> None:
+def assert_same_places(found, expected) -> None:
     """But for a few maxima of equal height."""
     assert ((found - expected)[..., :2].norm(dim=-1) > 1).double().mean() <= 0.01
 
 
 @each_of(*FAMILIES, quick="Mask")
-def test_a_step_is_one_graph(family: str) -> None:
+def test_a_step_is_one_graph(family) -> None:
     assert_same_step(make_model(FAMILIES[family]), "aot_eager")
 
 
 class Inference(nn.Module):
     """A test with tensors in and out."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, pixels, sizes):
         found = self.model.detect(ImageBatch(pixels, sizes))
         parts = (found.masks, found.keypoints, found.label_scores)
         further = [values for values in parts if values is not None]
@@ -217,7 +212,7 @@ class Inference(nn.Module):
 
 @each_of(*(name for name in FAMILIES if name not in LABELS))
 @torch.no_grad()
-def test_a_test_is_one_graph_that_exports(family: str) -> None:
+def test_a_test_is_one_graph_that_exports(family) -> None:
     model = make_model(FAMILIES[family])
     assert_same_test(model, "aot_eager")
     images, _ = make_batch()
@@ -234,7 +229,7 @@ def test_a_test_is_one_graph_that_exports(family: str) -> None:
 
 @each_of(*LABELS)
 @torch.no_grad()
-def test_labelling_is_one_graph_that_exports(family: str) -> None:
+def test_labelling_is_one_graph_that_exports(family) -> None:
     model, (images, _) = make_model(FAMILIES[family]).eval(), make_label_batch()
     own = model.detect(images).label_scores.argmax(dim=1)
     (found,) = capture(model, size=SIZE, batch=2, half=False).module()(images.pixels, images.sizes)
@@ -247,7 +242,7 @@ def test_labelling_is_one_graph_that_exports(family: str) -> None:
 
 
 @each_of(*LABELS, quick="FCN")
-def test_operators_do_not_grow_with_the_images_and_wait_for_no_device(family: str) -> None:
+def test_operators_do_not_grow_with_the_images_and_wait_for_no_device(family) -> None:
     model = make_model(FAMILIES[family]).train()
     few, many = (count_operators(partial(take_step, model, model, *make_label_batch(images))) for images in (2, 4))
     assert few.operators == many.operators
@@ -266,7 +261,7 @@ def test_steps_and_tests_by_inductor() -> None:
 
 
 @torch.no_grad()
-def assert_same_file(family: str, folder: Path, format: ExportFormat, batch: int) -> None:
+def assert_same_file(family, folder, format, batch) -> None:
     model = make_model(FAMILIES[family]).eval()
     checkpoint = Checkpoint(Path("0000000.safetensors"), model.state_dict(), FAMILIES[family], NAMES, iteration=0)
     facts = describe_export(checkpoint, model, format=format, precision="fp32", size=SIZE, batch=batch, licence="none")
@@ -280,8 +275,7 @@ def assert_same_file(family: str, folder: Path, format: ExportFormat, batch: int
         images, _ = make_label_batch(3)
         found = exported(images)
         assert [image.label_scores.shape for image in found if image.label_scores is not None][2] == (5, 61, 97)
-        same = agreement(eager(images), found)
-        assert same.pixels is not None
+        same: Any = agreement(eager(images), found)
         assert same.unmatched == same.pixels < 1e-3
         return
     pixels = make_batch(3)[0].pixels
@@ -297,7 +291,7 @@ def assert_same_file(family: str, folder: Path, format: ExportFormat, batch: int
 
 
 @pytest.mark.slow
-def test_an_onnx_file_finds_what_eager_finds(tmp_path: Path) -> None:
+def test_an_onnx_file_finds_what_eager_finds(tmp_path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     (tmp_path / "labels").mkdir()
@@ -314,6 +308,6 @@ def test_an_onnx_file_finds_what_eager_finds(tmp_path: Path) -> None:
 @pytest.mark.compiler
 @pytest.mark.parametrize("format", ["torch", "onnx", "openvino"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_files_of_every_family_find_what_eager_finds(family: str, format: ExportFormat, tmp_path: Path) -> None:
+def test_files_of_every_family_find_what_eager_finds(family, format, tmp_path) -> None:
     pytest.importorskip("openvino")
     assert_same_file(family, tmp_path, format, batch=2 if family in LABELS else 1 if format == "torch" else 3)

@@ -4,8 +4,6 @@ The names that Windows lacks are taken away, text files open in ASCII, folders c
 for reading be synced. Reading data, predicting and evaluating must work there.
 """
 
-from __future__ import annotations
-
 import ast
 import os
 import subprocess
@@ -88,7 +86,7 @@ print("done")
 
 
 @pytest.mark.slow
-def test_reading_predicting_and_evaluating_work_elsewhere(tmp_path: Path) -> None:
+def test_reading_predicting_and_evaluating_work_elsewhere(tmp_path) -> None:
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **plain, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", ELSEWHERE + WORK, str(tmp_path)]
@@ -105,7 +103,7 @@ def test_text_files_are_utf_8() -> None:
     assert [entry for entry in found if "encoding=" not in entry[1]] == []
 
 
-def is_text(call: ast.Call) -> bool:
+def is_text(call):
     """Whether it opens, reads or writes text, or a process; write_text(path, text) is ours."""
     owner, _, name = ast.unparse(call.func).rpartition(".")
     texts = [ast.unparse(value) for value in (*call.args, *(word.value for word in call.keywords))]

@@ -1,7 +1,5 @@
 """What holds for any input of pure functions, by hypothesis."""
 
-from __future__ import annotations
-
 from typing import Any, get_args
 
 import numpy as np
@@ -10,7 +8,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as pycocotools_mask
-from torch import Tensor
 
 from detection.boxes import areas, clip, inside, intersection_over_area, iou, scale
 from detection.config.detection import BoxConfig, DetectionConfig, DetectorDataConfig, DetectorSolverConfig
@@ -39,7 +36,7 @@ SIDES = st.floats(0.0625, 300, width=32)
 
 
 @st.composite
-def boxes(draw: st.DrawFn, *, least: int = 0, most: int = 8, empty: bool = True) -> Tensor:
+def boxes(draw, *, least: int = 0, most: int = 8, empty: bool = True):
     """(N, 4) with x1 <= x2 and y1 <= y2; with an area unless ``empty``."""
     side = SIDES | st.just(0.0) if empty else SIDES
     rows = draw(st.lists(st.tuples(PLACES, PLACES, side, side), min_size=least, max_size=most))
@@ -49,7 +46,7 @@ def boxes(draw: st.DrawFn, *, least: int = 0, most: int = 8, empty: bool = True)
 
 @properties
 @given(boxes(), boxes(), SIZES, SIZES)
-def test_boxes(first: Tensor, second: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> None:
+def test_boxes(first, second, size, new_size) -> None:
     overlaps, shares = iou(first, second), intersection_over_area(first, second)
     assert overlaps.shape == (len(first), len(second))
     assert ((overlaps >= 0) & (overlaps <= 1 + 1e-4)).all()
@@ -67,7 +64,7 @@ def test_boxes(first: Tensor, second: Tensor, size: tuple[int, int], new_size: t
 
 
 @st.composite
-def pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+def pairs(draw):
     """As many boxes as anchors, with sides that differ by a factor of 60 at most, as the coder's cap has it."""
     side = st.floats(8, 480, width=32)
     row = st.tuples(*[PLACES] * 4, *[side] * 4)
@@ -78,7 +75,7 @@ def pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 @properties
 @given(pairs(), st.sampled_from([(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)]))
-def test_what_is_encoded_is_decoded(pair: tuple[Tensor, Tensor], weights: tuple[float, float, float, float]) -> None:
+def test_what_is_encoded_is_decoded(pair, weights) -> None:
     targets, anchors = pair
     coder = BoxCoder(weights)
     torch.testing.assert_close(coder.decode(coder.encode(targets, anchors), anchors), targets, rtol=1e-4, atol=0.01)
@@ -86,7 +83,7 @@ def test_what_is_encoded_is_decoded(pair: tuple[Tensor, Tensor], weights: tuple[
 
 @properties
 @given(boxes(most=12, empty=False), boxes(most=6, empty=False), st.lists(st.booleans(), min_size=6, max_size=6))
-def test_what_a_matcher_promises(rows: Tensor, objects: Tensor, flags: list[bool]) -> None:
+def test_what_a_matcher_promises(rows, objects, flags) -> None:
     ignore = torch.tensor(flags[: len(objects)], dtype=torch.bool)
     target = Target(boxes=objects, labels=torch.zeros(len(objects), dtype=torch.int64), ignore=ignore)
     usable = torch.ones(1, len(rows), dtype=torch.bool)
@@ -109,7 +106,7 @@ def test_what_a_matcher_promises(rows: Tensor, objects: Tensor, flags: list[bool
 
 @properties
 @given(boxes(most=12), st.data())
-def test_what_is_kept_and_why(own: Tensor, data: st.DataObject) -> None:
+def test_what_is_kept_and_why(own, data) -> None:
     scores = data.draw(arrays(np.float32, (len(own), 2), elements=st.floats(0, 1, width=32)))
     padding = torch.zeros(1, 1, 4)
     scored = ScoredBoxes(
@@ -133,13 +130,11 @@ def test_what_is_kept_and_why(own: Tensor, data: st.DataObject) -> None:
 
 @properties
 @given(boxes(least=1, empty=False), boxes(empty=False), st.data())
-def test_average_precision_is_a_share_that_a_late_mistake_does_not_change(
-    objects: Tensor, detections: Tensor, data: st.DataObject
-) -> None:
+def test_average_precision_is_a_share_that_a_late_mistake_does_not_change(objects, detections, data) -> None:
     scores = data.draw(arrays(np.float32, len(detections), elements=st.floats(0.5, 1, width=32)))
     nothing = torch.tensor([[5000.0, 5000.0, 5001.0, 5001.0]])
 
-    def precision(found: Tensor, scores: np.ndarray[Any, Any]) -> tuple[float, float]:
+    def precision(found, scores):
         none = np.zeros(len(objects), np.bool_)
         truth: Any = {"gt_boxes": objects.numpy(), "gt_labels": none.astype(np.int64), "gt_ignore": none}
         own: Any = {"boxes": found.numpy(), "scores": scores, "labels": np.zeros(len(found), np.int64)}
@@ -154,9 +149,7 @@ def test_average_precision_is_a_share_that_a_late_mistake_does_not_change(
 
 @properties
 @given(boxes(most=4), SIZES, st.sampled_from([1, 7, 14]), st.sampled_from(get_args(MaskGeometry)))
-def test_masks_are_pasted_where_their_boxes_are(
-    own: Tensor, size: tuple[int, int], side: int, geometry: MaskGeometry
-) -> None:
+def test_masks_are_pasted_where_their_boxes_are(own, size, side, geometry) -> None:
     pasted = decode(paste(torch.ones(len(own), side, side), own, size, geometry=geometry), size)
     assert pasted.shape == (len(own), *size)
     assert not decode(paste(torch.zeros(len(own), side, side), own, size, geometry=geometry), size).any()
@@ -169,7 +162,7 @@ def test_masks_are_pasted_where_their_boxes_are(
 
 @properties
 @given(st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda size: arrays(np.bool_, size)))
-def test_masks_come_back_and_are_pycocotools_s(mask: np.ndarray[Any, Any]) -> None:
+def test_masks_come_back_and_are_pycocotools_s(mask) -> None:
     size, rle = (mask.shape[0], mask.shape[1]), encode(mask)
     theirs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     assert rle == theirs
@@ -184,7 +177,7 @@ def test_masks_come_back_and_are_pycocotools_s(mask: np.ndarray[Any, Any]) -> No
 
 @properties
 @given(st.text(alphabet=st.characters(max_codepoint=127), max_size=12) | st.lists(st.integers(-5, 100), max_size=6))
-def test_any_counts_fill_the_image_or_are_refused(counts: str | list[int]) -> None:
+def test_any_counts_fill_the_image_or_are_refused(counts) -> None:
     try:
         rle = to_rle({"size": [6, 7], "counts": counts}, (6, 7))
     except ValueError:
@@ -199,7 +192,7 @@ def test_any_counts_fill_the_image_or_are_refused(counts: str | list[int]) -> No
     weights=st.tuples(*[st.floats(1e-3, 1e3)] * 4),
     train=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=3),
 )
-def test_configs_come_back(seed: int, rate: float, weights: Any, train: list[str]) -> None:
+def test_configs_come_back(seed, rate, weights, train) -> None:
     data, solver = DetectorDataConfig(train=tuple(train)), DetectorSolverConfig(base_lr=rate)
     config = DetectionConfig(seed=seed, solver=solver, box=BoxConfig(coder_weights=weights), data=data)
     assert parse_config(DetectionConfig, dump_config(config)) == config

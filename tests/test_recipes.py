@@ -3,8 +3,6 @@
 The modern values are those of Detectron2's configs of 2019; only the files with a figure of its model zoo claim one.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -160,15 +158,15 @@ VALUES = dict.fromkeys(MODERN, MODERN_VALUES) | dict.fromkeys(PAPER, PAPER_VALUE
 VALUES |= {"paper/table14_resnet101": LOCALIZATION_VALUES}
 
 
-def path_of(name: str) -> Path:
+def path_of(name):
     return CONFIGS / f"{name}.yaml"
 
 
-def load(name: str) -> Any:
+def load(name) -> Any:
     return load_config(LocalizationConfig if "table14" in name else DetectionConfig, path_of(name))
 
 
-def build(config: Any) -> Any:
+def build(config) -> Any:
     """The detector of ``config``, without memory for its weights."""
     with torch.device("meta"):
         classes = load_card(config.data.train[0].partition(":")[0]).classes
@@ -183,7 +181,7 @@ def test_every_file_is_held_here() -> None:
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_values(name: str) -> None:
+def test_values(name) -> None:
     wanted: dict[tuple[str, str], Any] = {}
     for tree in (tree for part, tree in yaml.safe_load(VALUES[name]).items() if part in name):
         for section, values in tree.items():
@@ -194,7 +192,7 @@ def test_values(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*MODERN, *PAPER, *(f"backbones/{name}" for name in BACKBONES)])
-def test_headers_have_their_command_and_the_published_figure(name: str) -> None:
+def test_headers_have_their_command_and_the_published_figure(name) -> None:
     lines = path_of(name).read_text().splitlines()
     header = "\n".join(line for line in lines if line.startswith("#"))
     figures = (MODERN | PAPER).get(name, [])
@@ -214,7 +212,7 @@ def test_headers_have_their_command_and_the_published_figure(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODERN)
-def test_the_parts_are_those_of_the_name(name: str) -> None:
+def test_the_parts_are_those_of_the_name(name) -> None:
     config = load(name)
     detector = build(config)
     assert all(parameter.is_meta for parameter in detector.parameters())
@@ -241,23 +239,13 @@ def test_the_parts_are_those_of_the_name(name: str) -> None:
     assert ([level.num_anchors for level in anchors], strides) == (pyramid if "_fpn_" in name else ([15], [16]))
 
 
-def test_sections_that_two_recipes_share() -> None:
-    same = {
-        (OWN, "coco/modern/mask_rcnn_r50_fpn_3x"): ("backbone", "anchors", "rpn", "box", "mask", "test"),
-        ("paper/table12_resnet101", "paper/table9_resnet101_context"): (
-            "backbone",
-            "anchors",
-            "rpn",
-            "box",
-            "alternating",
-        ),
-    }
+def test_sections_that_two_recipes_share_and_recipes_of_the_papers_beside_values() -> None:
+    shared = ["backbone", "anchors", "rpn", "box"]
+    same = {(OWN, "coco/modern/mask_rcnn_r50_fpn_3x"): [*shared, "mask", "test"]}
+    same |= {("paper/table12_resnet101", "paper/table9_resnet101_context"): [*shared, "alternating"]}
     for (name, other), sections in same.items():
         for section in sections:
             assert getattr(load(name), section) == getattr(load(other), section), section
-
-
-def test_recipes_of_the_papers_beside_values() -> None:
     resize, crop, flip = load("paper/table14_resnet101").data.augment
     assert (min(resize["SmallestMaxSize"]["max_size"]), max(resize["SmallestMaxSize"]["max_size"])) == (256, 480)
     assert (crop, flip) == ({"RandomCrop": {"height": 224, "width": 224}}, {"HorizontalFlip": {"p": 0.5}})
@@ -268,7 +256,7 @@ def test_recipes_of_the_papers_beside_values() -> None:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_backbones_differ_from_the_recipe_of_resnet50_in_the_network_alone(name: str) -> None:
+def test_backbones_differ_from_the_recipe_of_resnet50_in_the_network_alone(name) -> None:
     config, resnet50 = load(f"backbones/{name}"), load("voc/resnet50_c4_0712")
     assert config.backbone.name == BACKBONES[name][0]
     assert (config.backbone.weights, config.backbone.freeze_at) == (config.backbone.name.partition(":")[0], 2)
@@ -279,7 +267,7 @@ def test_backbones_differ_from_the_recipe_of_resnet50_in_the_network_alone(name:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
-def test_maps_are_exact_for_odd_sizes_and_gradients_reach_what_is_trained(name: str) -> None:
+def test_maps_are_exact_for_odd_sizes_and_gradients_reach_what_is_trained(name) -> None:
     pytest.importorskip("timm")
     backbone = build(load(f"backbones/{name}")).backbone
     (spec,) = backbone.specs.values()
@@ -304,7 +292,7 @@ def test_heads_and_pyramids_over_timm() -> None:
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "googlenet"])
-def test_a_step_reaches_every_trainable_layer(name: str) -> None:
+def test_a_step_reaches_every_trainable_layer(name) -> None:
     pytest.importorskip("timm")
     torch.manual_seed(0)
     config = load(f"backbones/{name}")

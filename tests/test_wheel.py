@@ -1,7 +1,5 @@
 """The built wheel, installed without the checkout in sight and used from an empty folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -9,9 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -30,7 +26,7 @@ SMALL = (
 pytestmark = pytest.mark.slow
 
 
-def run(command: Sequence[str | Path], cwd: Path) -> str:
+def run(command, cwd):
     """Returns what a program printed that was told nothing of the checkout."""
     told = {"PYTHONPATH", "RESDET_DATA_ROOT", "VIRTUAL_ENV"}
     environment = {name: value for name, value in os.environ.items() if name not in told}
@@ -42,7 +38,7 @@ def run(command: Sequence[str | Path], cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory):
     """The wheel, made from a copy of the sources, since building leaves files beside them."""
     source = tmp_path_factory.mktemp("source")
     for path in (path for pattern in SOURCES for path in ROOT.glob(pattern)):
@@ -57,7 +53,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def environment(wheel, tmp_path_factory):
     """An environment with the wheel; its dependencies are those of this one, without what is installed editable."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
@@ -69,16 +65,16 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def site_packages(environment: Path) -> Path:
+def site_packages(environment):
     (folder,) = environment.glob("lib/python*/site-packages")
     return folder
 
 
-def files_below(folder: Path) -> set[str]:
+def files_below(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_wheel_holds_the_packages_and_the_very_cards_and_configs(wheel: Path) -> None:
+def test_the_wheel_holds_the_packages_and_the_very_cards_and_configs(wheel) -> None:
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         files = [*ROOT.glob("datasets/*.yaml"), *ROOT.glob("configs/**/*.yaml")]
@@ -91,7 +87,7 @@ def test_the_wheel_holds_the_packages_and_the_very_cards_and_configs(wheel: Path
     assert {"backbones/py.typed", "detection/py.typed"} <= names
 
 
-def test_help_names_and_the_api_are_there_from_an_empty_folder(environment: Path, tmp_path: Path) -> None:
+def test_help_names_and_the_api_are_there_from_an_empty_folder(environment, tmp_path) -> None:
     resdet = environment / "bin" / "resdet"
     assert "usage: resdet COMMAND" in run([resdet, "--help"], tmp_path)
     assert "voc/resnet101_c4_0712" in run([resdet, "list", "configs"], tmp_path)
@@ -103,9 +99,7 @@ def test_help_names_and_the_api_are_there_from_an_empty_folder(environment: Path
     assert files_below(tmp_path) == set()
 
 
-def test_check_train_test_and_predict_from_an_empty_folder(
-    environment: Path, make_voc: Any, make_coco: Any, tmp_path: Path
-) -> None:
+def test_check_train_test_and_predict_from_an_empty_folder(environment, make_voc, make_coco, tmp_path) -> None:
     resdet, empty = environment / "bin" / "resdet", tmp_path / "empty"
     installed = files_below(site_packages(environment))
     objects = [("cat", (1, 1, 40, 50), False), ("dog", (20, 10, 70, 55), False)]

@@ -7,14 +7,11 @@ With CONFIG, OUTPUT and VICTIM it trains CONFIG into OUTPUT, and something happe
 first attempt only; "torchrun" gets SIGNAL, a fourth argument; "none" is nobody.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -45,7 +42,7 @@ from detection.tasks.train import run_training
 FIXED = {"rpn_alone": ("box_stage",), "boxes_alone": ("rpn", "backbone"), "masks_fixed": ("box_stage",)}
 
 
-def attempt(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def attempt(work, *args, **options):
     """What ``work`` gives, or its error in words."""
     try:
         return work(*args, **options)
@@ -53,17 +50,17 @@ def attempt(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return f"{type(error).__name__}: {error}"
 
 
-def fail_on(*ranks: int) -> None:
+def fail_on(*ranks) -> None:
     with distributed.together("reading a batch"):
         if distributed.rank() in ranks:
             raise ValueError(f"no image {distributed.rank()}.jpg")
 
 
-def shares(count: int) -> list[int] | None:
+def shares(count):
     return distributed.collect(range(count)[distributed.rank() :: distributed.world_size()])
 
 
-def shared_statistics() -> list[float]:
+def shared_statistics():
     """Running means of a batch norm that has seen other numbers on every rank."""
     layer = nn.BatchNorm1d(1, momentum=1.0)
     layer(torch.tensor([[1.0], [3.0]]) + 10 * distributed.rank())
@@ -96,11 +93,11 @@ def wait_for_the_flag() -> None:
         distributed.any_rank(False, doing="taking step 8")
 
 
-def broken_on_rank_1(batch: int) -> Callable[..., Any]:
+def broken_on_rank_1(batch):
     """DetectionDataset's samples, but in rank 1 none of the images of ``batch`` and later can be read."""
     read = DetectionDataset.__getitems__
 
-    def get(dataset: DetectionDataset, keys: Sequence[tuple[int, int]]) -> Any:
+    def get(dataset, keys):
         for position, row in keys:
             if distributed.rank() == 1 and position // 4 >= batch:
                 raise ImageError(f"image {dataset.index.paths[row]} can't be read")
@@ -109,7 +106,7 @@ def broken_on_rank_1(batch: int) -> Callable[..., Any]:
     return get
 
 
-def count_rounds(config: DetectionConfig, output: Path) -> dict[str, int]:
+def count_rounds(config, output):
     """Calls of torch's exchanges of values, and barriers, in the trainings of three and of seven steps, by difference.
 
     Those of a report, a checkpoint, the start and the end are the same in both.
@@ -126,14 +123,14 @@ def count_rounds(config: DetectionConfig, output: Path) -> dict[str, int]:
     return {name: many - few for name, few, many in zip(names, *counts, strict=True)}
 
 
-def evaluations(folder: Path) -> dict[str, Any]:
+def evaluations(folder):
     """Results on shares that are uneven (3 images) and empty (1 image), of the run FOLDER/one."""
     config, checkpoint = load_config(DetectionConfig, folder / "one" / "config.yaml"), read_checkpoint(folder / "one")
     found = {str(n): attempt(run_test, config, checkpoint, folder / f"test{n}", limit=n) for n in (1, 3)}
     return found | {"recall": attempt(proposal_recall, config, checkpoint, folder / "test_recall", limit=3)}
 
 
-def alternate(folder: Path) -> dict[str, Any]:
+def alternate(folder):
     """The four steps of alternating training, one iteration each, into FOLDER/alternating."""
     config = load_config(DetectionConfig, folder / "one" / "config.yaml")
     short = AlternatingConfig(rpn_iterations=1, box_iterations=1, rpn_steps=(), box_steps=())
@@ -143,7 +140,7 @@ def alternate(folder: Path) -> dict[str, Any]:
 KILLED_AFTER, STOPPED_AFTER = 2, 1  # steps
 
 
-def faulty_loader(*args: Any, **kwargs: Any) -> Iterator[Any]:
+def faulty_loader(*args, **kwargs):
     noting = signal.getsignal(signal.SIGTERM)  # the handler until a signal has come
     for number, batch in enumerate(detection_loader(*args, **kwargs)):
         first_attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"

@@ -1,7 +1,5 @@
 """Files and numbers made by hand to do harm: each is refused by name or counted, in little time and memory."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource
@@ -9,28 +7,26 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from backbones.weights.load import read_state_dict
 from backbones.weights.pickles import read_pickle
 from detection.build import build_detector
 from detection.config.detection import DetectionConfig
-from detection.config.load import build_dataclass, load_config, parse_config, parse_yaml
-from detection.data import cards, check, download, images, proposals
+from detection.config.load import load_config, parse_config, parse_yaml
+from detection.data import cards, check, images, proposals, unpack
 from detection.data.problems import Problem
 from detection.data.readers import coco, segmentation, voc
 from detection.masks import to_rle
 from detection.model.matcher import Matcher
 from detection.padded import Targets
-from detection.structures import ImageBatch, Proposals, Target
+from detection.structures import ImageBatch, Target
 
 CLASSES = ("cat", "dog")
 VOC_ENTRY = {"list": "ImageSets/Main/train.txt"}
@@ -39,7 +35,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.fixture(autouse=True)
-def _soon_and_small() -> Iterator[None]:
+def _soon_and_small():
     """No test here takes more than 20 seconds of work or 2 GiB."""
     start, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
@@ -47,20 +43,18 @@ def _soon_and_small() -> Iterator[None]:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 2 << 20  # KiB
 
 
-def voc_problems(root: Path, entry: dict[str, Any] = VOC_ENTRY) -> list[str]:
+def voc_problems(root, entry: dict[str, Any] = VOC_ENTRY):
     return shown(voc.read_voc(root, entry, CLASSES, drop=True, exif="apply")[1])
 
 
-def coco_problems(file: Path, *, fields: Collection[str] = ()) -> list[str]:
+def coco_problems(file, *, fields: Collection[str] = ()):
     entry = {"annotations": "train.json", "images": "train"}
     return shown(coco.read_coco(file.parent, entry, CLASSES, drop=True, exif="apply", fields=fields)[1])
 
 
-def shown(problems: list[Problem]) -> list[str]:
+def shown(problems):
     return [f"{problem.severity}: {problem.kind}: {problem.detail}" for problem in problems]
 
-
-# XML
 
 ENTITIES = "".join(f'<!ENTITY e{i + 1} "{f"&e{i};" * 10}">' for i in range(12))
 DEEP = "<a>" * 200_000 + "</a>" * 200_000
@@ -69,8 +63,6 @@ XML = {
     "billion laughs": f'<!DOCTYPE x [<!ENTITY e0 "lol">{ENTITIES}]><annotation>&e12;</annotation>',
     "a file": '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation><folder>&e;</folder></annotation>',
     "a server": '<!DOCTYPE x SYSTEM "http://127.0.0.1:9/x.dtd"><annotation>&e;</annotation>',
-    "nothing": "",
-    "a zero": "<annotation>\0</annotation>",
     "cut short": "<annotation><object>",
     "deep": DEEP,
     "deep elements": f"<annotation>{DEEP}</annotation>",
@@ -81,7 +73,7 @@ KINDS = {"deep": "XML that isn't VOC's", "deep elements": "element that isn't VO
 
 
 @pytest.mark.parametrize("name", XML)
-def test_xml_that_is_counted(make_voc: Any, name: str) -> None:
+def test_xml_that_is_counted(make_voc, name) -> None:
     root = make_voc({"a": [], "b": []})
     (root / "Annotations" / "a.xml").write_text(XML[name])
     (problem,) = voc_problems(root)
@@ -90,7 +82,7 @@ def test_xml_that_is_counted(make_voc: Any, name: str) -> None:
     assert "root:" not in problem
 
 
-def test_what_the_xml_does_not_decide(make_voc: Any) -> None:
+def test_what_the_xml_does_not_decide(make_voc) -> None:
     root = make_voc({"a": []})
     file = root / "Annotations" / "a.xml"
     file.write_text(file.read_text().replace("<size>", "<filename>../../etc/passwd</filename><size>"))
@@ -100,19 +92,8 @@ def test_what_the_xml_does_not_decide(make_voc: Any) -> None:
     assert voc_problems(root) == []  # its size is the image's
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..\\x", "a/../../x", "a\0b", "x\0/y", "n" * 5000])
-def test_names_in_a_list_that_leave_the_folder_or_that_no_file_can_have(make_voc: Any, name: str) -> None:
-    root, possible = make_voc({"a": []}), "\0" not in name and len(name) < 99
-    (root / VOC_ENTRY["list"]).write_text(f"a\n{name}\n")
-    (problem,) = voc_problems(root)
-    wanted = f"error: image name that leaves the folder: {name!r}" if possible else "error: missing image: "
-    assert problem.startswith(wanted)
-    with pytest.raises(ValueError, match=r"below the data set's folder, got '/etc/\*'"):
-        voc_problems(root, {"list": "/etc/*"})
-
-
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])  # to open a pipe would wait for a writer
-def test_what_is_no_file_is_not_opened(make: Any, make_voc: Any, make_index: Any, tmp_path: Path) -> None:
+def test_what_is_no_file_is_not_opened(make, make_voc, make_index, tmp_path) -> None:
     root, file = make_voc({"a": []}), tmp_path / "train.json"
     for path in (root / "Annotations" / "a.xml", root / "list", file):
         path.unlink(missing_ok=True)
@@ -127,13 +108,11 @@ def test_what_is_no_file_is_not_opened(make: Any, make_voc: Any, make_index: Any
         lambda: read_pickle(file),
         lambda: read_state_dict(file),
         lambda: load_config(DetectionConfig, file),
-        lambda: download.unpack(file, tmp_path / "out"),
+        lambda: unpack.unpack(file, tmp_path / "out"),
     ):
         with pytest.raises(ValueError, match=r"train\.json"):
             read()
 
-
-# JSON
 
 ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
     "error: annotation record: ": [
@@ -142,16 +121,13 @@ ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
         *({"bbox": value} for value in ([10**400, 0, 1, 1], [1, 2, 3])),
         *({"image_id": -(2**64)}, {"category_id": 3.5}),
     ],
-    "error: category id out of range: annotation 1 of image 7, category_id ": [
-        {"category_id": value} for value in (-3, 0, 10**18, 4)
+    "error: category id out of range: annotation 1 of image 7, category": [
+        {"category_id": n} for n in (-3, 0, 10**18, 4)
     ],
     "dropped: box outside the image or without area: ": [{"bbox": [v, 20, v, 5]} for v in (NAN, INF, -INF, 1e300)],
-    "dropped: mask that is missing or can't be used; the object's box is kept: annotation 1": [
-        {"segmentation": [[1, 1, 5, 5]]}
-    ],
+    "dropped: mask that is missing or can't be used; the object's box is kept: ": [{"segmentation": [[1, 1, 5, 5]]}],
 }
 IMAGES: dict[str, list[dict[str, Any]]] = {
-    "error: image outside the data set's folder: ": [{"file_name": n} for n in ("../../etc/passwd", "/etc/passwd")],
     "error: missing image: ": [{"file_name": "a\0.jpg"}, {"file_name": "n" * 5000}],
     "error: image record: ": [{"file_name": "\ud800.jpg"}, {"height": 10**30}, {"height": INF}, {"id": 2**63}],
     "error: image size: ": [{"height": 200_000, "width": 200_000}],
@@ -159,7 +135,7 @@ IMAGES: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("section", "kinds"), [("annotations", ANNOTATIONS), ("images", IMAGES)])
-def test_coco_records_that_can_not_be_used(make_coco: Any, section: str, kinds: dict[str, Any]) -> None:
+def test_coco_records_that_can_not_be_used(make_coco, section, kinds) -> None:
     file = make_coco({7: "a.jpg"}, [BOX] * (section == "annotations"))
     original = file.read_text()
     for problem, changes in ((problem, changes) for problem, cases in kinds.items() for changes in cases):
@@ -170,7 +146,7 @@ def test_coco_records_that_can_not_be_used(make_coco: Any, section: str, kinds: 
         assert found.startswith(problem), changes
 
 
-def test_json_that_can_not_be_read(make_coco: Any) -> None:
+def test_json_that_can_not_be_read(make_coco) -> None:
     file = make_coco({7: "a.jpg"}, [])
     for content in (b"", b"[" * 10**6, b'{"images": ' * 10**5, b"\xff\xfe\0", b'{"a": 1' + b"0" * 5000 + b"}", b"\0"):
         file.write_bytes(content)
@@ -178,7 +154,7 @@ def test_json_that_can_not_be_read(make_coco: Any) -> None:
         assert problem.startswith("error: JSON that can't be read: "), content[:9]
 
 
-def test_many_objects_take_no_square_of_time(make_coco: Any, make_index: Any) -> None:
+def test_many_objects_take_no_square_of_time(make_coco, make_index) -> None:
     count = 10_000
     names = {number: f"{number}{'x' * 90}" for number in range(count)}
     annotations = [{**BOX, "id": n, "category_id": n % 2 and 10**6 + n} for n in range(count)]
@@ -189,13 +165,9 @@ def test_many_objects_take_no_square_of_time(make_coco: Any, make_index: Any) ->
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([[1, 1, 5, 5]], "at least 3 points"),
-        ([[1, 1, 5, 5, NAN, 9]], "expected pixels"),
-        ([[1, 1, 5, 5, 1e9, 9]], "expected pixels"),
         ([[1, 1, 5, 5, 10**400, 9]], "expected numbers"),
         ([[0, 0, 1e5, 1e5] * 5000], r"outline is \d+ pixels long"),
         ([[0, 0, 1e5, 1e5, 0, 9]] * 100, r"outline is \d+ pixels long"),
-        ({"size": [60, 80], "counts": [1, 2, 3]}, "sum to 6"),
         ({"size": [60, 80], "counts": [-1, 4801]}, "expected run lengths"),
         ({"size": [60, 80], "counts": [10**30]}, "sum to"),
         ({"size": [200_000, 200_000], "counts": [40_000_000_000]}, "the image has"),
@@ -203,15 +175,12 @@ def test_many_objects_take_no_square_of_time(make_coco: Any, make_index: Any) ->
         ({"size": [60, 80], "counts": "\ud800"}, "surrogates"),
     ],
 )
-def test_masks_that_are_no_masks(segmentation: object, message: str) -> None:
+def test_masks_that_are_absurd(segmentation, message) -> None:
     with pytest.raises(ValueError, match=message):
         to_rle(segmentation, (60, 80))
 
 
-# images
-
-
-def png(path: Path, side: int, data: bytes) -> Path:
+def png(path, side, data):
     """A square greyscale PNG file with the compressed ``data``, whatever its header claims."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")]
     parts = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
@@ -220,7 +189,7 @@ def png(path: Path, side: int, data: bytes) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_absurd_images_and_a_format_that_starts_a_program(tmp_path: Path) -> None:
+def test_absurd_images_and_a_format_that_starts_a_program(tmp_path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     data = bytearray((tmp_path / "a.jpg").read_bytes())
     frame = data.index(b"\xff\xc0")
@@ -237,10 +206,7 @@ def test_absurd_images_and_a_format_that_starts_a_program(tmp_path: Path) -> Non
         images.read_image(tmp_path / "b.jpg")
 
 
-# YAML
-
-
-def bomb(first: str, opening: str, closing: str) -> str:
+def bomb(first, opening, closing):
     lines = [f"a{i}: &a{i} {opening}[{', '.join([f'*a{i - 1}'] * 9)}]{closing}\n" for i in range(1, 12)]
     return f"a0: &a0 {first}\n{''.join(lines)}"
 
@@ -263,7 +229,7 @@ def bomb(first: str, opening: str, closing: str) -> str:
     ],
     ids=range(12),
 )
-def test_yaml_that_is_not_read(tmp_path: Path, text: str, message: str) -> None:
+def test_yaml_that_is_not_read(tmp_path, text, message) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text)
     for place, read in (
@@ -276,7 +242,7 @@ def test_yaml_that_is_not_read(tmp_path: Path, text: str, message: str) -> None:
             read()
 
 
-def test_files_that_are_no_config(tmp_path: Path) -> None:
+def test_files_and_numbers_that_no_config_has(tmp_path) -> None:
     file = tmp_path / "bad.yaml"
     for content in (b"seed: \xff\xfe", b"\xff\xfes\0", b"- a", b"seed", b"_BASE_: 5", b"_BASE_: [[x]]"):
         file.write_bytes(content)
@@ -290,9 +256,6 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
         file.write_text(f"_BASE_: {base}\n")
         with pytest.raises(ValueError, match=message):
             load_config(DetectionConfig, file)
-
-
-def test_numbers_that_no_config_has() -> None:
     for value in ("1" + "0" * 400, "'" + "(" * 5000 + "'", "'" + "9" * 5000 + "'"):
         with pytest.raises(ValueError, match=r"config key 'solver\.base_lr' takes a "):
             parse_config(DetectionConfig, f"solver: {{base_lr: {value}}}")
@@ -306,7 +269,8 @@ def test_aliases_are_read_as_ever() -> None:
 # weights, proposals and archives; members outside the folder are in test_download.py
 
 SIDES = b"(" + b"\x8b\x00\x10\x00\x00" + b"\x7f" * 4096 + b"q\x00" + b"h\x00" * 900 + b"tq\x01"  # without a product
-ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
+FLOATS = b"cnumpy\ndtype\nU\x02f4\x85R\x89U\x00tb."
 
 
 @pytest.mark.parametrize(
@@ -315,16 +279,13 @@ ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b
         (b"\x80\x02})" + b"2\x86" * 40 + b"K\x01s.", "more than 1000 values"),  # hashed for years
         (b"\x80\x02})" + b"\x85" * 10**6 + b"K\x01s.", "more than 1000 values"),  # hashed too deep
         (b"\x80\x02]" + b"]2\x86" * 3 + b"Q.", "outside the file"),
-        (
-            b"\x80\x02" + ARRAY + b"(K\x01" + SIDES + b"cnumpy\ndtype\nU\x02f4\x85R\x89U\x00tb.",
-            r"an array of shape|limit \(4300 digits\)",
-        ),
+        (b"\x80\x02" + ARRAY + SIDES + FLOATS, r"an array of shape|limit \(4300 digits\)"),
         (b"", "empty"),
         (b"\x80\x02", "ran out|exhausted|pop|STOP"),
     ],
     ids=range(6),
 )
-def test_pickles_that_are_traps(tmp_path: Path, content: bytes, message: str) -> None:
+def test_pickles_that_are_traps(tmp_path, content, message) -> None:
     path = tmp_path / "a.pkl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.pkl.*({message})"):
@@ -332,7 +293,7 @@ def test_pickles_that_are_traps(tmp_path: Path, content: bytes, message: str) ->
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_name_without_end_in_a_file_of_torch(tmp_path: Path, zipped: bool) -> None:
+def test_a_name_without_end_in_a_file_of_torch(tmp_path, zipped) -> None:
     path, one = tmp_path / "a.pth", torch.zeros(1)
     torch.save({"state_dict": {"a": one}, "text": "a b " * 9999}, path, _use_new_zipfile_serialization=zipped)
     assert list(read_state_dict(path)) == ["a"]
@@ -341,29 +302,16 @@ def test_a_name_without_end_in_a_file_of_torch(tmp_path: Path, zipped: bool) -> 
         read_state_dict(path)
 
 
-@pytest.mark.parametrize("ends", [[2**63 - 1, 1], [2**62, -(2**62)], [-1, 1]])
-def test_proposals_whose_ends_overflow(tmp_path: Path, make_index: Any, ends: list[int]) -> None:
-    path, index = tmp_path / "a.safetensors", make_index([[], []])
-    one = Proposals(boxes=torch.tensor([[0.0, 0, 9, 9]]), scores=torch.zeros(1))
-    proposals.write_proposals(path, [one, one[:0]], index)
-    save_file(load_file(path) | {"ends": torch.tensor(ends)}, path)
-    with pytest.raises(ValueError, match="do not agree"):
-        proposals.read_proposals(path, index)
-
-
-def test_an_archive_larger_than_the_disk_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "_free_bytes", lambda _: 1000)
+def test_an_archive_larger_than_the_disk_writes_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(unpack, "free_bytes", lambda _: 1000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(1001))
     with pytest.raises(ValueError, match=r"its files have 1001 bytes, .*out has 1000 free; nothing was unpacked"):
-        download.unpack(tmp_path / "a.zip", tmp_path / "out")
+        unpack.unpack(tmp_path / "a.zip", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-# 10,000 objects in one image
-
-
-def crowd(count: int, size: tuple[int, int]) -> Target:
+def crowd(count, size):
     corners = torch.rand(count, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([size[1], size[0]]) * 0.9
     boxes = torch.cat([corners, corners + 0.1 * torch.tensor([size[1], size[0]])], dim=1)
     return Target(boxes=boxes, labels=torch.zeros(count, dtype=torch.int64), ignore=torch.arange(count) % 50 == 0)
@@ -372,13 +320,9 @@ def crowd(count: int, size: tuple[int, int]) -> Target:
 @pytest.mark.slow
 def test_ten_thousand_objects_train() -> None:
     torch.manual_seed(0)
-    config = {
-        "backbone": {"name": "resnet18", "norm": "gn", "roi_size": 4},
-        "anchors": {"sizes": [16, 32]},
-        "rpn": {"channels": 32, "post_nms_train": 2000},
-        "box": {"samples_per_image": 16},
-    }
-    detector = build_detector(build_dataclass(DetectionConfig, config), 2, pretrained=False)
+    rest = "rpn: {channels: 32, post_nms_train: 2000}\nbox: {samples_per_image: 16}\nanchors: {sizes: [16, 32]}"
+    config = parse_config(DetectionConfig, "backbone: {name: resnet18, norm: gn, roi_size: 4}\n" + rest)
+    detector = build_detector(config, 2, pretrained=False)
     batch = ImageBatch.from_images([torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)])
     assert all(loss.isfinite() for loss in detector(batch, [crowd(10_000, (96, 128))]).values())
 

@@ -2,9 +2,7 @@
 
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,10 +10,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def program(monkeypatch, capsys):
     """Runs a file with these options and arguments; gives its exit status, or message, and both streams of output."""
 
-    def run(path: str, options: str = "", *arguments: object) -> tuple[Any, str, str]:
+    def run(path, options: str = "", *arguments):
         monkeypatch.chdir(ROOT)
         monkeypatch.syspath_prepend((ROOT / path).parent)
         monkeypatch.setattr(sys, "argv", [path, *options.split(), *map(str, arguments)])
@@ -31,6 +29,6 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture(scope="session")
-def names_of() -> Callable[[str], dict[str, Any]]:
+def names_of():
     """Gives the names that a file of tools/ defines, as its functions see them."""
     return lambda name: runpy.run_path(str(ROOT / "tools" / name))["main"].__globals__

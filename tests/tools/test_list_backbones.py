@@ -18,17 +18,17 @@ def tool(names_of):
     return names_of("list_backbones.py")
 
 
+def split(line):
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
 @pytest.fixture(scope="module")
-def rows(tool) -> dict[str, list[str]]:
+def rows(tool):
     """The cells of the document by the name of the backbone, in its order."""
     text = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
     written = text.partition(tool["BEGIN"])[2].partition(tool["END"])[0]
     cells = [split(line) for line in written.splitlines() if line.startswith("| `")]
     return {row[0].strip("`"): row for row in cells}
-
-
-def split(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
 def test_every_backbone_has_a_row_and_a_paper(tool, rows) -> None:
@@ -39,20 +39,20 @@ def test_every_backbone_has_a_row_and_a_paper(tool, rows) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in backbone_names() if name not in DEEPEST])
-def test_rows_of_the_document_are_those_of_the_code(name: str, tool, rows) -> None:
+def test_rows_of_the_document_are_those_of_the_code(name, tool, rows) -> None:
     assert split(tool["render"]([describe(name)], ROOT / "docs" / "runs").splitlines()[-1]) == rows[name]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["timm:densenet121", "timm:tf_efficientnet_lite0", "torchvision:googlenet"])
-def test_sizes_of_other_libraries_networks(name: str, tool, rows) -> None:
+def test_sizes_of_other_libraries_networks(name, tool, rows) -> None:
     pytest.importorskip(name.partition(":")[0])
     # not the weights, which are other people's to change
     assert tool["imagenet_row"](describe(name))[:6] == rows[name][:6]
 
 
 @pytest.mark.parametrize("folder", ["cifar10_resnet20", "cifar10_cifar_resnet20"])
-def test_error_of_a_run_is_read_from_its_result(folder: str, tool, tmp_path: Path) -> None:
+def test_error_of_a_run_is_read_from_its_result(folder, tool, tmp_path) -> None:
     entry = describe("cifar_resnet20")
     assert tool["render"]([entry], tmp_path).endswith("| 8.75 | not run |")
     (tmp_path / folder).mkdir()
@@ -62,9 +62,7 @@ def test_error_of_a_run_is_read_from_its_result(folder: str, tool, tmp_path: Pat
     assert tool["render"]([entry], tmp_path).endswith("| 8.75 | 12.50 (10 passes) |")
 
 
-def test_tables_are_printed_or_written_between_the_marks_of_a_document(
-    monkeypatch: pytest.MonkeyPatch, program, tool, tmp_path: Path
-) -> None:
+def test_tables_are_printed_or_written_between_the_marks_of_a_document(monkeypatch, program, tool, tmp_path) -> None:
     entry, document = describe("torchvision:googlenet"), tmp_path / "doc.md"
     monkeypatch.setattr("backbones.summary.describe", lambda name: entry)
     monkeypatch.setattr("backbones.registry.backbone_names", lambda: ())

@@ -25,13 +25,13 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS.items())
-def test_every_program_is_a_command(path: str, command: str, program) -> None:
+def test_every_program_is_a_command(path, command, program) -> None:
     status, out, _ = program(path, "--help")
     assert (status, out[: len(command) + 15]) == (0, f"usage: resdet {command} ")
 
 
 @pytest.mark.parametrize(("path", "options"), OPTIONS.items())
-def test_old_options_are_still_taken(path: str, options: str, program) -> None:
+def test_old_options_are_still_taken(path, options, program) -> None:
     # The misspelt key is found after the options were parsed and before anything is read or written.
     status, _, err = program(path, f"--config-file configs/{options} solver.base_rl=1")
     assert (status, err) == (1, "error: no config key 'solver.base_rl'; did you mean 'solver.base_lr'?\n")
@@ -77,7 +77,7 @@ def test_each_kind_of_config_has_a_schema_of_its_keys(tmp_path, names_of) -> Non
 @pytest.mark.data
 @pytest.mark.parametrize("geometry", ["torchvision", *(pytest.param(g, marks=pytest.mark.slow) for g in GEOMETRIES)])
 def test_perfect_masks_of_coco128_keep_their_shape_but_for_torchvisions_geometry(
-    geometry: str, data_root_for_tests, names_of
+    geometry, data_root_for_tests, names_of
 ) -> None:
     index, _ = load_dataset(["coco128:seg_val"], data_root_for_tests, fields=("masks",))
     result = names_of("mask_oracle.py")["measure"](index, 28, geometry)

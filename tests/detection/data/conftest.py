@@ -1,10 +1,14 @@
 """Edits of annotation files, and pictures to read."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
+
+from detection.data.packed_strings import PackedStrings
+from detection.masks import encode
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +35,13 @@ def draw():
         return path
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def with_masks():
+    """Gives the objects of an index these masks."""
+
+    def give(index, masks):
+        return replace(index, fields={"masks": PackedStrings.pack([encode(own.numpy())["counts"] for own in masks])})
+
+    return give

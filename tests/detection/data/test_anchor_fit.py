@@ -13,21 +13,18 @@ def spread(*centres, count=50):
     return np.concatenate([np.array(centre) * generator.uniform(0.95, 1.05, (count, 2)) for centre in centres])
 
 
-def test_clusters_are_found_whatever_their_scale_and_sizes_rise() -> None:
+def test_clusters_are_found_whatever_their_scale_and_ratios_are_height_over_width() -> None:
     assert kmeans_iou(spread(*CENTRES), 3) == pytest.approx(np.array(CENTRES), rel=0.05)
     assert fit_sizes(spread(*CENTRES), 3) == pytest.approx((10, np.sqrt(800), np.sqrt(60000)), rel=0.06)
     alike = [*fit_sizes(spread((30, 30)), 5)]
     assert (alike, len(fit_sizes(spread((30, 30), count=1), 5))) == (sorted({*alike}), 5)
     few = np.concatenate([spread((100, 100), (120, 120), count=450), spread((40, 40), count=60)])
     assert fit_sizes(few, 3)[0] == pytest.approx(40, rel=0.06)  # small objects get a centre of their own
-
-
-def test_ratios_are_height_over_width() -> None:
     assert fit_ratios(spread((10, 20), (30, 15), (40, 160))) == pytest.approx((0.5, 2.0, 4.0), rel=0.06)
     assert fit_ratios(spread((10, 10))) == pytest.approx((0.5, 1.0, 2.0), rel=0.06)
 
 
-def test_the_fit_is_that_of_boxes_with_one_centre() -> None:
+def test_the_fit_is_that_of_boxes_with_one_centre_or_falls_with_the_distance_on_a_grid() -> None:
     ious = best_iou(np.array([[10.0, 10.0], [20.0, 10.0], [10.0, 40.0]]), (10.0,), (1.0,))
     assert ious == pytest.approx([1.0, 0.5, 0.25])
     assert (reached(ious, 0.5), reached(ious, 0.7)) == pytest.approx((2 / 3, 1 / 3))
@@ -35,9 +32,6 @@ def test_the_fit_is_that_of_boxes_with_one_centre() -> None:
     objects = spread((12, 30), (25, 60), (14, 34))
     own = best_iou(objects, fit_sizes(objects, 3), fit_ratios(objects))
     assert reached(own, 0.7) > 0.9 > reached(best_iou(objects, (128.0, 256.0, 512.0), (0.5, 1.0, 2.0)), 0.7)
-
-
-def test_on_a_grid_the_fit_falls_with_the_distance_to_the_nearest_anchor() -> None:
     boxes = np.array([[3.0, 3, 13, 13], [5, 3, 15, 13], [11, 3, 21, 13]])  # centres at 8, 10 and 16 of a stride of 16
     assert grid_iou(boxes, np.array([[10.0, 10.0]]), 16) == pytest.approx([1.0, 80 / 120, 20 / 180])
     assert grid_iou(boxes, np.array([[10.0, 10.0]]), 16, offset=0.0)[2] == pytest.approx(20 / 180)

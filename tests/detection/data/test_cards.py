@@ -1,7 +1,9 @@
-"""Mirrors detection/data/cards.py: from a card and a split to an index, bad input included."""
+"""Mirrors detection/data/cards.py and selection.py: from a card and a split to an index, bad input included."""
 
 import re
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,6 @@ from detection.data.selection import split_entry
 DATASETS = Path(__file__).parents[3] / "datasets"
 CARDS = sorted(DATASETS.glob("*.yaml"))
 CAT, DOG = ("cat", (1, 1, 10, 20), False), ("dog", (5, 6, 15, 16), True)
-OUTSIDE = ("cat", (300, 300, 310, 310), False)
 
 
 def annotation(number, image, **others):
@@ -34,10 +35,7 @@ def load(write_card, tmp_path):
     return lambda kind, **keys: load_dataset([f"{write_card(kind, **keys)}:train"], tmp_path)
 
 
-# cards
-
-
-def test_every_card_of_the_project_loads_and_describes_its_splits() -> None:
+def test_every_card_of_the_project_loads_and_known_ones_know_their_classes_and_metric() -> None:
     for path in CARDS:
         card = load_card(path.stem)
         assert (card.name, bool(card.source.strip())) == (path.stem, True)
@@ -46,9 +44,6 @@ def test_every_card_of_the_project_loads_and_describes_its_splits() -> None:
         for described in card.splits.values():
             for entry in described if isinstance(described, list) else [described]:
                 build_dataclass(schema, split_entry(entry, own_list=own_list)[0])
-
-
-def test_known_cards_know_their_classes_and_metric() -> None:
     voc, coco, det, loc = map(load_card, ("voc2007", "coco2017", "imagenet_det", "imagenet_loc"))
     assert (len(voc.classes), voc.classes[0], voc.classes[14], voc.voc_metric) == (20, "aeroplane", "person", "11point")
     assert (len(coco.classes), coco.classes[0], coco.classes[79]) == (80, "person", "toothbrush")
@@ -110,9 +105,6 @@ def test_a_file_that_is_no_card_is_named_and_builds_no_python_objects(tmp_path, 
     assert not (tmp_path / "touched").exists()
 
 
-# where the data lies
-
-
 def test_the_data_root_and_the_folder_below_it(monkeypatch, load, tmp_path) -> None:
     monkeypatch.setenv("RESDET_DATA_ROOT", "/from/environment")
     assert (data_root("/configured"), data_root()) == (Path("/configured"), Path("/from/environment"))
@@ -123,9 +115,6 @@ def test_the_data_root_and_the_folder_below_it(monkeypatch, load, tmp_path) -> N
     with pytest.raises(ValueError, match=r"RESDET_DATA_ROOT.*Buy it at http://shop\.example\.") as error:
         load("voc", source="Buy it at http://shop.example.")
     assert str(tmp_path / "voc") in str(error.value)
-
-
-# splits
 
 
 def test_sets_are_joined_and_clashing_ids_numbered_anew(make_voc, make_coco, write_card, tmp_path) -> None:
@@ -176,14 +165,12 @@ def test_specs_and_splits_that_are_none_are_named(make_voc, write_card, load, tm
 
 
 @pytest.fixture
-def load_folders(tmp_path):
+def load_folders(draw, tmp_path):
     """Loads the splits of a card of image folders that hold one picture for each of the ``names``."""
 
     def load(*names, drawn=("train",), **keys):
-        for split in drawn:
-            for name in names:
-                (tmp_path / "folders" / split / name).mkdir(parents=True)
-                Image.new("RGB", (8, 6)).save(tmp_path / "folders" / split / name / "a.png")
+        for split, name in product(drawn, names):
+            draw(tmp_path / f"folders/{split}/{name}/a.png", size=(6, 8))
         values = {"format": "image_folder", "splits": {split: {"folder": split} for split in drawn}} | keys
         (tmp_path / "folders.yaml").write_text(yaml.safe_dump(values))
         return load_dataset([f"{tmp_path / 'folders.yaml'}:{split}" for split in drawn], tmp_path)
@@ -210,11 +197,9 @@ def test_names_give_the_classes_and_reach_the_reader_as_tolerances_do(make_voc, 
     assert (index.boxes.tolist()[0], index.sizes.tolist(), problem.severity) == ([0, 0, 20, 40], [[120, 160]], "note")
 
 
-# bad data
-
-
 def test_bad_boxes_are_told_or_refused_as_the_card_says(make_voc, load) -> None:
-    make_voc({"a": [CAT, OUTSIDE], "b": [OUTSIDE]})
+    outside = ("cat", (300, 300, 310, 310), False)
+    make_voc({"a": [CAT, outside], "b": [outside]})
     index, problems = load("voc")
     assert (len(index), index.num_wanted().tolist()) == (2, [1, 0])
     assert [(p.severity, Path(p.file).name) for p in problems] == [("dropped", "a.xml"), ("dropped", "b.xml")]
@@ -222,17 +207,13 @@ def test_bad_boxes_are_told_or_refused_as_the_card_says(make_voc, load) -> None:
         load("voc", bad_boxes="error")
 
 
-def damage_images(folder):
-    """Cuts b.jpg; makes c.jpg text, lets d.jpg lack data before its end marker, and gives e.jpg another size."""
+def test_bad_images_are_named_together_or_dropped_as_the_card_says(make_voc, write_card, load, tmp_path) -> None:
+    folder = make_voc({stem: [CAT, DOG] if stem == "f" else [CAT] for stem in "abcdef"})
     b, c, d, e = (folder / "JPEGImages" / f"{stem}.jpg" for stem in "bcde")
     b.write_bytes(b.read_bytes()[: b.stat().st_size // 2])
     c.write_text("<html>404</html>")
-    d.write_bytes(d.read_bytes()[: d.stat().st_size * 3 // 4] + b"\xff\xd9")
+    d.write_bytes(d.read_bytes()[: d.stat().st_size * 3 // 4] + b"\xff\xd9")  # it lacks data before its end marker
     Image.new("RGB", (50, 50)).save(e)
-
-
-def test_bad_images_are_named_together_or_dropped_as_the_card_says(make_voc, write_card, load, tmp_path) -> None:
-    damage_images(make_voc({stem: [CAT, DOG] if stem == "f" else [CAT] for stem in "abcdef"}))
     with pytest.raises(ValueError, match="has 3 errors") as error:
         load("voc")
     lines = str(error.value).splitlines()
@@ -253,14 +234,8 @@ def test_masks_stay_with_their_objects_when_an_image_is_dropped(make_coco, write
     file = make_coco({7: "a.jpg", 9: "b.jpg"}, objects)
     (file.parent / "train/a.jpg").write_bytes(b"")
     index, _ = load_dataset([f"{write_card('coco', bad_images='drop')}:train"], tmp_path, fields=("masks",))
-    masks = index.target(0, fields=("masks",)).masks
-    assert masks is not None
+    masks: Any = index.target(0, fields=("masks",)).masks
     assert (index.image_ids.tolist(), masks.sum().item(), masks[0, :8, :8].all().item()) == ([9], 64, True)
-
-
-# real data
-
-PEOPLE = ((258, 4), (354, 4))
 
 
 @pytest.mark.data
@@ -268,8 +243,8 @@ def test_known_counts_of_real_sets(data_root_for_tests) -> None:
     for spec, images, objects, sizes in [
         ("bccd:trainval", 292, {"RBC": (3350, 0), "WBC": (301, 0), "Platelets": (292, 0)}, (29, 1109, 2805)),
         ("bccd:test", 72, {"RBC": (805, 0), "WBC": (71, 0), "Platelets": (69, 0)}, (5, 277, 663)),
-        ("coco128:train", 128, {"person": PEOPLE[0]}, (337, 281, 311)),
-        ("coco128:val", 128, {"person": PEOPLE[1]}, (265, 311, 322)),
+        ("coco128:train", 128, {"person": (258, 4)}, (337, 281, 311)),
+        ("coco128:val", 128, {"person": (354, 4)}, (265, 311, 322)),
     ]:
         index, problems = load_dataset([spec], data_root_for_tests)
         rows = {name: (count, ignored, *rest) for name, count, ignored, *rest in summarize_index(index).classes}
@@ -281,10 +256,64 @@ def test_known_counts_of_real_sets(data_root_for_tests) -> None:
     assert [503.0, 336.0, 504.0, 337.0] in index.target(row).boxes.tolist()  # a box of one pixel
     index, _ = load_dataset(["coco128:train", "coco128:val"], data_root_for_tests)
     ids = index.image_ids.tolist()
-    assert (len(index), int(index.ignore.sum()), index.image_ids[index.num_wanted() == 0].tolist()) == (
-        256,
-        11,
-        [250, 508],
-    )
+    assert (len(index), int(index.ignore.sum())) == (256, 11)
+    assert index.image_ids[index.num_wanted() == 0].tolist() == [250, 508]
     person = torch.tensor([412.8, 157.61, 412.8 + 53.05, 157.61 + 138.01])  # as published by COCO
     assert (index.target(ids.index(139)).boxes - person).abs().amax(dim=1).min() < 0.01
+
+
+NAMES = {number: f"photo{number}.jpg" for number in range(10)}
+
+
+@pytest.fixture
+def names_of(make_coco, write_card, tmp_path):
+    """File names that a split takes of ten images, by its keys; every image must keep its own object."""
+    make_coco(NAMES, [annotation(row + 1, row, bbox=[row, 2, 20, 20]) for row in NAMES])
+
+    def names(**keys):
+        entry = {"annotations": "train.json", "images": "train", **keys}
+        index, _ = load_dataset([f"{write_card('coco', splits={'train': entry})}:train"], tmp_path)
+        found = [Path(path).name for path in index.paths]
+        assert [f"photo{int(index.target(row).boxes[0, 0])}.jpg" for row in range(len(index))] == found
+        return found
+
+    return names
+
+
+def test_fractions_divide_the_images_and_a_list_names_them_with_or_without_suffix(names_of, tmp_path) -> None:
+    assert names_of() == [*NAMES.values()]
+    first, second = names_of(fraction=[0, 0.7]), names_of(fraction=[0.7, 1])
+    assert (len(first), len(second), sorted(first + second)) == (7, 3, [*NAMES.values()])
+    assert names_of(fraction=0.7) == first != names_of(fraction=0.7, seed=1)
+    for fraction in (-0.1, 1.5, "half", [0.5], [0, 0.5, 1]):
+        with pytest.raises(ValueError, match="fraction"):
+            names_of(fraction=fraction)
+    file = tmp_path / "coco/few.txt"
+    for lines in ("photo7.jpg\nphoto2.jpg\n", "train/photo7.jpg\n./train/photo2.jpg\n", "photo7\n\ntrain/photo2\n"):
+        file.write_text(lines)
+        assert names_of(list="few.txt") == names_of(list=str(file)) == ["photo7.jpg", "photo2.jpg"]
+    for lines, kind in (("photo1.jpg\nnone.jpg", "listed image that"), ("photo1.jpg\nphoto1", "duplicate image")):
+        file.write_text(lines)
+        with pytest.raises(ValueError, match=f"few.txt: {kind}"):
+            names_of(list="few.txt")
+    with pytest.raises(ValueError, match=r"none.txt: split list can't be read"):
+        names_of(list="none.txt")
+
+
+def test_voc_takes_fractions_and_does_without_a_list(make_voc, write_card, tmp_path) -> None:
+    folder = make_voc({f"photo{number}": [("cat", (1, 1, 20, 20), False)] for number in range(10)})
+    (folder / "JPEGImages/photo3.jpg").unlink()
+    card = write_card("voc", splits={"all": {}, "half": {"fraction": 0.5}}, classes=None)
+    index, problems = load_dataset([f"{card}:all"], tmp_path)
+    assert (len(index), index.class_names) == (9, ("cat",))
+    kinds = {problem.kind: problem.severity for problem in problems}
+    assert kinds == {"annotation without its image": "dropped", "classes taken from the data: cat": "note"}
+    assert len(load_dataset([f"{card}:half"], tmp_path)[0]) == 4
+
+
+def test_classes_of_the_data_are_those_of_all_splits(make_coco, write_card, tmp_path) -> None:
+    make_coco({1: "a.jpg"}, [annotation(1, 1)], categories={3: "cat"})
+    make_coco({1: "b.jpg"}, [], categories={5: "dog"}, split="val")
+    splits = {name: {"annotations": f"{name}.json", "images": name} for name in ("train", "val")}
+    card = write_card("coco", splits=splits, classes=None)
+    assert load_dataset([f"{card}:train"], tmp_path)[0].class_names == ("cat", "dog")

@@ -1,13 +1,16 @@
-"""Mirrors detection/data/check.py."""
+"""Mirrors detection/data/check.py, near_copies.py and problems.py."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from detection.data.cards import load_dataset
 from detection.data.check import check_copies, check_images, check_objects, summarize_index
+from detection.data.near_copies import Pair, look_at, pairs_alike
+from detection.data.problems import Problem, listed, refuse_errors, summarize
 
 
 def silent(rows):
@@ -32,23 +35,14 @@ def test_counts_by_hand(make_index) -> None:
 
 def test_tiny_boxes_and_objects_boxed_twice_are_noted(make_index) -> None:
     box, nearly, other = (0.0, 0.0, 100.0, 100.0), (0.0, 0.0, 100.0, 91.0), (0.0, 0.0, 100.0, 89.0)
-    index = make_index(
-        [
-            [((5, 5, 7, 40), 0, False)],
-            [((5, 5, 9, 9), 0, False), ((1, 2, 2.9, 40), 1, False)],
-            [(box, 1, False), (nearly, 1, False)],  # IoU 0.91
-            [(box, 1, False), (other, 1, False)],  # IoU 0.89
-            [(box, 0, False), (box, 1, False)],  # two classes
-        ]
-    )
+    tiny = [[((5, 5, 7, 40), 0, False)], [((5, 5, 9, 9), 0, False), ((1, 2, 2.9, 40), 1, False)]]
+    pairs = [((box, 1), (nearly, 1)), ((box, 1), (other, 1)), ((box, 0), (box, 1))]  # IoU 0.91, 0.89, two classes
+    index = make_index([*tiny, *([(*own, False) for own in pair] for pair in pairs)])
     assert [(problem.severity, problem.kind, problem.file, problem.detail) for problem in check_objects(index)] == [
         ("note", "box under 2 pixels", "1.jpg", "dog (1.0, 2.0, 2.9, 40.0)"),
         ("note", "object boxed twice", "2.jpg", "dog (0.0, 0.0, 100.0, 100.0) and (0.0, 0.0, 100.0, 91.0)"),
     ]
     assert check_objects(make_index([[], []])) == check_objects(make_index([])) == []
-
-
-# images
 
 
 @pytest.fixture
@@ -84,9 +78,8 @@ def test_images_of_one_colour_and_nearly_black_ones_are_noted(make_index, draw, 
     pictures = [*(np.full((60, 80, 3), color, np.uint8) for color in colors), dark]
     paths = [str(draw(tmp_path / f"{row}.png", pixels)) for row, pixels in enumerate(pictures)]
     *plain, nearly = check_images(make_index([[]] * 4, paths=paths), track=silent)
-    assert [(own.severity, own.kind, own.detail) for own in plain] == [
-        ("note", "image of one colour", str(color)) for color in colors
-    ]
+    assert [(own.severity, own.detail) for own in plain] == [("note", str(color)) for color in colors]
+    assert {own.kind for own in plain} == {"image of one colour"}
     assert (nearly.severity, nearly.kind, "15 of 255" in nearly.detail) == ("note", "image that is nearly black", True)
 
 
@@ -104,21 +97,14 @@ def test_images_of_two_splits_or_under_two_names_are_noted_once_a_pair(index, ma
     assert check_copies({}) == []
 
 
-def test_near_copies_are_noted_with_both_names(make_index, tmp_path) -> None:
-    coarse, paths = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8), []
-    for number, pixels in enumerate(coarse):
-        image = Image.fromarray(pixels).resize((160, 120), Image.Resampling.BICUBIC)
-        paths.append(str(tmp_path / f"{number}.png"))
-        image.save(paths[number])
-        image.save(tmp_path / f"{number}.jpg", quality=60)
+def test_near_copies_are_noted_with_both_names(make_index, photos, tmp_path) -> None:
+    for number, file in enumerate(paths := photos[:3]):
+        Image.open(file).save(tmp_path / f"{number}.jpg", quality=60)
     train = make_index([[]] * 4, paths=[*paths, str(tmp_path / "2.jpg")])
     between, within = check_copies({"train": train, "test": make_index([[]], paths=[str(tmp_path / "1.jpg")])})
     assert (within.kind, within.file) == ("nearly the same image", str(tmp_path / "2.jpg"))
     assert (between.kind, between.file) == ("nearly the same image in two splits", str(tmp_path / "1.jpg"))
     assert paths[1] in between.detail
-
-
-# real data
 
 
 @pytest.mark.data
@@ -130,3 +116,68 @@ def test_known_findings_in_real_sets(data_root_for_tests) -> None:
     index, _ = load_dataset(["coco128:train"], data_root_for_tests)
     assert {int(stem) for stem in stems(check_objects(index), "box under 2 pixels")} == {531, 540, 542}
     assert check_images(index.first(30), threads=2, track=silent) == []
+
+
+def photo(seed, size=(160, 120)):
+    """Smooth noise, which has detail at all sizes as a photograph has."""
+    generator, pixels = np.random.default_rng(seed), np.zeros((size[1], size[0], 3), np.float32)
+    for cells, weight in ((4, 0.6), (10, 0.3), (40, 0.1)):
+        noise = Image.fromarray(generator.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        pixels += np.asarray(noise.resize(size, Image.Resampling.BICUBIC), dtype=np.float32) * weight
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Thirty pictures of their own."""
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(30):
+        photo(seed).save(folder / f"{seed:02d}.png")
+    return sorted(map(str, folder.glob("*.png")))
+
+
+def test_copied_files_are_the_same_and_changed_ones_nearly(photos, tmp_path) -> None:
+    copies = [shutil.copy(photos[3], tmp_path / name) for name in ("copy.png", "again.png")]
+    found = pairs_alike(look_at([*photos, *map(str, copies)]))
+    assert found == [Pair(3, 30, same=True), Pair(3, 31, same=True)]
+    original, noise = photo(7), np.random.default_rng(0).normal(0, 6, (120, 160, 3))
+    changed = [
+        original,  # as JPEG
+        original.resize((101, 77)),
+        ImageEnhance.Brightness(original).enhance(1.15),
+        Image.fromarray((np.asarray(original) + noise).clip(0, 255).astype(np.uint8)),
+    ]
+    looks, path = look_at(photos), tmp_path / "changed.jpg"
+    for image in changed:
+        image.save(path, quality=60)
+        assert pairs_alike([*looks, *look_at([str(path)])]) == [Pair(7, 30, same=False)]
+
+
+def test_unreadable_files_and_plain_surfaces_are_like_no_other(tmp_path) -> None:
+    for number, colour in enumerate(((0, 0, 0), (1, 1, 1), (255, 255, 255))):
+        Image.new("RGB", (40, 40), colour).save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_bytes(b"no image")
+    (tmp_path / "4.png").mkdir()
+    paths = [*sorted(map(str, tmp_path.iterdir())), str(tmp_path / "missing.png")]
+    assert pairs_alike(look_at(paths)) == pairs_alike([]) == []
+
+
+def problem(severity, number=1, kind="box without area"):
+    return Problem(severity, kind, f"{number}.xml", f"object {number}")
+
+
+def test_errors_are_named_with_their_source_counted_and_cut_and_the_rest_summarized() -> None:
+    refuse_errors([problem("note"), problem("dropped")], "data set 'a'")
+    with pytest.raises(ValueError, match=r"^data set 'a' has 1 error:\n  2\.xml: box without area: object 2$"):
+        refuse_errors([problem("note", 1), problem("error", 2)], "data set 'a'")
+    for count, lines in ((12, 7), (5, 6)):
+        with pytest.raises(ValueError, match=f"has {count} errors") as error:
+            refuse_errors([problem("error", number) for number in range(count)], "data set 'a'", most=5)
+        found = str(error.value).splitlines()
+        assert (len(found), "7 more" in found[-1] and "resdet check" in found[-1]) == (lines, count == 12)
+    found = [problem("dropped", 1), problem("dropped", 2), problem("note", 3, "box cut"), problem("error", 4)]
+    many = Problem("note", "box cut", "a.txt", "40 images", 40)
+    assert summarize([*found, many]) == "2 x box without area (dropped), 41 x box cut (note)"
+    assert summarize([]) == summarize([problem("error")]) == ""
+    assert (listed(["a", "b"]), listed([])) == ("a, b", "none")
+    assert listed(range(1000), most=3) == "0, 1, 2 and 997 more"

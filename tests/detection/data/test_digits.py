@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,9 +23,6 @@ COUNTS = {"train": 12, "test": 8}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_digits(tmp_path_factory.mktemp("root"), num_train=COUNTS["train"], num_test=COUNTS["test"])
-
-
-# drawing
 
 
 def test_boxes_masks_and_keypoints_of_known_scenes() -> None:
@@ -76,9 +74,6 @@ def test_train_and_test_digits_are_disjoint_and_cover_every_class(monkeypatch) -
         load_sources()
 
 
-# files
-
-
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools 2.0.11 on numpy 2
 @pytest.mark.parametrize("split", COUNTS)
 def test_the_cards_read_the_same_out_of_both_layouts_as_pycocotools(folder, split) -> None:
@@ -122,10 +117,8 @@ def test_keypoints_are_the_ends_of_the_ink(folder) -> None:
 def test_segments_are_the_digits_and_the_photograph(folder) -> None:
     card = replace(load_card("digits_panoptic"), root=str(folder / "coco"))
     index, problems = read_split(card, "train", folder, fields=("masks",), label_maps=True)
-    maps, masks, stuff = index.label_maps, index.target(0, fields=("masks",)).masks, set()
+    maps, masks, stuff = cast(Any, index.label_maps), cast(Any, index.target(0, fields=("masks",)).masks), set()
     assert (problems, index.class_names) == ([], CLASSES)
-    assert maps is not None
-    assert masks is not None
     assert maps.class_names[maps.num_things :] == STUFF
     for row, (height, width) in enumerate(index.sizes.tolist()):
         segments = maps.read_segments(row, (height, width))

@@ -34,23 +34,28 @@ def photograph(draw, tmp_path):
     return lambda name="a.jpg", orientation=1: draw(tmp_path / name, pixels, orientation=orientation, **options)
 
 
-# kinds of files
-
-
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
 def test_pixels_come_as_they_are_stored(draw, tmp_path, suffix) -> None:
     pixels = draw(tmp_path / f"a.{suffix}", NOISE[:5, :7], lossless=True)  # which only webp reads
     np.testing.assert_array_equal(read_image(pixels, size=(5, 7)), NOISE[:5, :7])
 
 
-def test_a_jpeg_is_rgb_not_bgr(photograph) -> None:
+def test_a_jpeg_is_rgb_not_bgr_and_a_size_that_disagrees_named_with_tag_and_repair(photograph) -> None:
     for orientation in (None, 1):  # without a tag and with one
         pixels = read_image(str(photograph(orientation=orientation)), size=(40, 60))
         assert_color(pixels[:, :30], RED)
         assert_color(pixels[:, 34:], BLUE)
+    path = photograph()
+    with pytest.raises(ValueError, match=re.escape(f"image {path} is 60x40 pixels, its annotation says 61x40")):
+        read_image(path, size=(40, 61))
+    path = photograph(orientation=6)
+    with pytest.raises(ValueError, match=r"is 40x60 pixels, its annotation says 60x40; .*EXIF.*`exif: ignore`"):
+        read_image(path, size=(40, 60))
+    with pytest.raises(ValueError, match=r"is 60x40 pixels, its annotation says 40x60; .*EXIF.*`exif: apply`"):
+        read_image(path, size=(60, 40), apply_exif=False)
 
 
-def test_every_mode_becomes_rgb_and_transparency_is_left_out(tmp_path) -> None:
+def test_every_mode_and_palette_becomes_rgb_and_transparency_is_left_out(tmp_path) -> None:
     for name, mode, color, expected in [
         ("a.jpg", "L", 100, (100, 100, 100)),
         ("a.png", "L", 100, (100, 100, 100)),
@@ -63,9 +68,6 @@ def test_every_mode_becomes_rgb_and_transparency_is_left_out(tmp_path) -> None:
         pixels = read_image(tmp_path / name, size=(6, 8))
         assert pixels.shape == (6, 8, 3)
         assert_color(pixels, expected)
-
-
-def test_a_palette_with_transparency_becomes_rgb(tmp_path) -> None:
     image = Image.new("P", (8, 6), 1)
     image.putpalette([255, 0, 0, 0, 255, 0])
     image.putpixel((0, 0), 0)
@@ -82,9 +84,6 @@ def test_greys_of_twelve_and_sixteen_bits_fill_eight(draw, tmp_path, suffix) -> 
         ramp = np.linspace(0, 2**bits - 1, 8 * 6).reshape(6, 8).astype(np.uint16)
         pixels = read_image(draw(tmp_path / f"a.{suffix}", ramp))
         np.testing.assert_array_equal(pixels, np.repeat((ramp >> (bits - 8))[..., None], 3, axis=2))
-
-
-# files that are no pictures
 
 
 def test_what_is_no_picture_is_named(photograph, tmp_path, monkeypatch) -> None:
@@ -131,20 +130,6 @@ def test_two_threads_that_read_at_a_time_leave_the_warning_filters(photograph, m
     assert list(warnings.filters) == before
 
 
-# sizes and EXIF
-
-
-def test_a_size_that_disagrees_is_named_with_the_tag_and_the_repair(photograph) -> None:
-    path = photograph()
-    with pytest.raises(ValueError, match=re.escape(f"image {path} is 60x40 pixels, its annotation says 61x40")):
-        read_image(path, size=(40, 61))
-    path = photograph(orientation=6)
-    with pytest.raises(ValueError, match=r"is 40x60 pixels, its annotation says 60x40; .*EXIF.*`exif: ignore`"):
-        read_image(path, size=(40, 60))
-    with pytest.raises(ValueError, match=r"is 60x40 pixels, its annotation says 40x60; .*EXIF.*`exif: apply`"):
-        read_image(path, size=(60, 40), apply_exif=False)
-
-
 # Clockwise from the first row's start: how the pixels of a stored picture [[0, 1, 2], [3, 4, 5]] stand upright.
 UPRIGHT = {
     1: [[0, 1, 2], [3, 4, 5]],
@@ -181,9 +166,6 @@ def test_pixels_and_sizes_agree_under_every_orientation(draw, tmp_path, kind) ->
                 read_image(path, size=(2 * BLOCK, 3 * BLOCK))
             with pytest.raises(ImageError, match="exif: apply"):
                 check_header(path, size=(3 * BLOCK, 2 * BLOCK), apply_exif=False)
-
-
-# damage
 
 
 def smooth(height=120, width=160):
@@ -262,9 +244,6 @@ def test_half_a_file_of_any_format_is_refused_and_most_by_the_header(tmp_path, s
                 check_header(path, size=size, apply_exif=True)
 
 
-# real data
-
-
 @pytest.mark.data
 def test_damage_is_found_in_photographs_and_only_there(data_root_for_tests, tmp_path) -> None:
     grey = read_image(data_root_for_tests / "coco128/train2017/000000000086.jpg")
@@ -285,8 +264,6 @@ def test_an_error_survives_pickling_and_a_copy() -> None:
     assert str(pickle.loads(pickle.dumps(error))) == str(error) == "image a.jpg can't be read: OSError: it ends early"
     assert isinstance(error, ValueError)  # what the programs show as one line
 
-
-# PPM files of others
 
 PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
 WRITTEN = b" ".join(b"%d" % value for value in PIXELS.ravel())

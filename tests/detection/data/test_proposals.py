@@ -43,7 +43,7 @@ def rewrite(path, **changes) -> None:
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
 
 
-def test_what_is_written_comes_back_in_any_order(path, make_index) -> None:
+def test_what_is_written_comes_back_in_any_order_none_and_a_hair_outside(path, make_index, index, tmp_path) -> None:
     for ids in ([5, 6, 7], [7, 5, 6], [6, 7, 5]):
         stored = read_proposals(path, make_index([[], [], []], ids=ids))
         for row, number in enumerate(ids):
@@ -51,9 +51,6 @@ def test_what_is_written_comes_back_in_any_order(path, make_index) -> None:
             assert torch.equal(found.boxes, expected.boxes)
             assert torch.equal(found.scores, expected.scores)
     assert [file.name for file in path.parent.iterdir()] == ["proposals.safetensors"]
-
-
-def test_no_proposals_and_boxes_that_rounding_put_a_hair_outside(index, tmp_path) -> None:
     path, box = tmp_path / "a.safetensors", [-0.005, 0, 80.005, 60]
     write_proposals(path, [make_proposals(boxes) for boxes in ([], [box], [])], index)
     stored = read_proposals(path, index)
@@ -62,9 +59,6 @@ def test_no_proposals_and_boxes_that_rounding_put_a_hair_outside(index, tmp_path
     with pytest.raises(ValueError, match="2 lists of proposals for 3 images"):
         write_proposals(tmp_path / "b.safetensors", [make_proposals([])] * 2, index)
     assert not (tmp_path / "b.safetensors").exists()
-
-
-# files that would train a detector on nonsense
 
 
 def test_proposals_of_other_images_are_refused(path, make_index) -> None:
@@ -97,6 +91,7 @@ def test_files_whose_arrays_are_missing_or_do_not_agree_are_refused(path, index)
     whole = load_file(path)
     changes = [*((key, None) for key in ("image_ids", "ends", "boxes", "scores"))]
     changes += [("ends", torch.tensor(ends)) for ends in ([2, 2], [2, 2, 2], [2, 2, 4], [2, 1, 3], [-1, 2, 3])]
+    changes += [("ends", torch.tensor(ends)) for ends in ([2, 2**63 - 1, 3], [2**62, -(2**62), 3])]  # which overflow
     changes += [("scores", torch.zeros(2)), ("boxes", torch.ones(2, 4)), ("boxes", torch.ones(3, 5))]
     changes += [("image_ids", torch.tensor(ids)) for ids in ([5, 6, 7, 8], [5, 7, 7])]
     for key, value in changes:
@@ -111,9 +106,6 @@ def test_files_whose_arrays_are_missing_or_do_not_agree_are_refused(path, index)
             path.write_bytes(content)
         with pytest.raises(ValueError, match=r"proposals\.safetensors can't be read"):
             read_proposals(path, index)
-
-
-# proposals follow the pixels
 
 
 @pytest.fixture
@@ -174,12 +166,9 @@ def test_a_batch_keeps_their_order_and_moves_as_a_whole(make_target) -> None:
         proposals = None if boxes is None else make_proposals(boxes)
         return Sample(0, "a.jpg", torch.zeros(3, 4, 6, dtype=torch.uint8), make_target(), proposals)
 
-    batch = collate([sample(boxes) for boxes in BOXES.values()])
-    assert batch.proposals is not None
+    batch: Any = collate([sample(boxes) for boxes in BOXES.values()])
     assert [image.boxes.tolist() for image in batch.proposals.ragged()] == list(BOXES.values())
-    moved = batch.to("meta").proposals
-    assert moved is not None
-    assert moved.boxes.is_meta
+    assert batch.to("meta").proposals.boxes.is_meta
     assert collate([sample(None), sample(None)]).proposals is None
 
 
@@ -188,6 +177,5 @@ def test_the_loader_reads_the_file_and_refuses_that_of_other_images(picture, pat
     with pytest.raises(ValueError, match="other images"):
         build_train_loader(picture, config, batch_size=1, seed=0, proposals=path)
     write_proposals(path, [make_proposals([RECTANGLE])], picture)
-    batch = next(iter(build_train_loader(picture, config, batch_size=1, seed=0, proposals=path)))
-    assert batch.proposals is not None
+    batch: Any = next(iter(build_train_loader(picture, config, batch_size=1, seed=0, proposals=path)))
     assert_boxes(batch.proposals.boxes[0], bounds(batch.images.pixels[0]))

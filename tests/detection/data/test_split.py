@@ -49,7 +49,7 @@ def test_groups_stay_together_and_the_sets_keep_their_sizes() -> None:
     assert joined[0] == joined[1] == joined[2] == joined[4] != joined[3]
 
 
-def test_groups_follow_from_names_or_folders_where_they_can_be_dealt_out() -> None:
+def test_groups_follow_from_names_folders_versions_or_a_pattern() -> None:
     numbers = range(60)
     for names, rule, count in [
         ([f"/data/clip{number // 5}_{number:05d}.jpg" for number in numbers], "number", 12),
@@ -59,9 +59,6 @@ def test_groups_follow_from_names_or_folders_where_they_can_be_dealt_out() -> No
     ]:
         groups, said = group_images(names)
         assert (rule in said, len(set(groups))) == (True, count)
-
-
-def test_versions_of_roboflow_and_a_pattern_name_the_groups() -> None:
     names = [f"/data/img-{number}_jpg.rf.{version * 8}.jpg" for number in range(20) for version in "0a"]
     groups, _ = group_images(names)
     assert (groups[::2], len(set(groups))) == (groups[1::2], 20)

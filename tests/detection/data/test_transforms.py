@@ -1,4 +1,4 @@
-"""Mirrors detection/data/transforms.py and copy_paste.py: boxes and masks must follow the pixels."""
+"""Mirrors transforms.py, copy_paste.py and corruptions.py: boxes and masks must follow the pixels."""
 
 from dataclasses import astuple, replace
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from detection.data.copy_paste import choose, paste
+from detection.data.corruptions import CORRUPTIONS, STRENGTHS, Corruption
 from detection.data.transforms import PADDING, Augment, Jitter, RandomResize, Resize
 from detection.structures import Target
 
@@ -32,10 +33,6 @@ MOVES = [
     {"PadIfNeeded": {"min_height": 150, "min_width": 140, "p": 1}},
 ]
 COLORS = [COLOR, {"RandomBrightnessContrast": {"p": 1}}, {"GaussianBlur": {"p": 1}}, {"ToGray": {"p": 1}}]
-
-
-def name_of(step):
-    return next(iter(step))
 
 
 def scene(*boxes, size=SIZE, masks=True):
@@ -69,10 +66,7 @@ def assert_same(first, second) -> None:
     torch.testing.assert_close(astuple(first[1]), astuple(second[1]), rtol=0, atol=0)
 
 
-# resizing
-
-
-def test_the_600_and_1000_rule_by_hand() -> None:
+def test_resizing_is_by_the_600_and_1000_rule_for_pixels_boxes_and_masks() -> None:
     for size, resized in [
         ((375, 500), (600, 800)),  # 600 / 375 = 1.6
         ((500, 375), (800, 600)),
@@ -83,9 +77,6 @@ def test_the_600_and_1000_rule_by_hand() -> None:
         ((1, 5000), (1, 1000)),  # never without pixels
     ]:
         assert Resize(600, 1000).size(size) == resized
-
-
-def test_resizing_scales_pixels_boxes_and_masks_and_leaves_its_arguments() -> None:
     image, target = scene((20, 10, 40, 30), size=(60, 90))
     resized, moved = Resize(120, 400)(image, target)
     assert (resized.shape, resized.dtype) == ((120, 180, 3), np.uint8)
@@ -129,7 +120,7 @@ def test_jitter_fits_the_image_into_the_canvas_and_pads_or_crops() -> None:
     assert 0 <= min(corners) <= max(corners) <= 90
 
 
-def test_jitter_keeps_boxes_and_masks_on_their_pixels_and_draws_from_its_range() -> None:
+def test_jitter_keeps_boxes_and_masks_on_their_pixels_and_drops_what_is_too_small() -> None:
     for seed in range(12):
         canvas, moved = Jitter(100, 0.3, 3.0)(*scene(MIDDLE), seed=(seed,))
         visible = box_of((canvas[..., 1] > 127) & (canvas[..., 0] == 0))
@@ -142,9 +133,6 @@ def test_jitter_keeps_boxes_and_masks_on_their_pixels_and_draws_from_its_range()
     assert 30 <= min(widths) < 36
     assert 84 < max(widths) <= 90
     assert_same(jitter(image, target, seed=(0, 5)), jitter(image, target, seed=(0, 5)))
-
-
-def test_jitter_drops_what_is_smaller_than_a_pixel_but_keeps_unknown_masks() -> None:
     image, target = scene((10, 10, 30, 30), (40, 40, 49, 80), size=(100, 100))
     _, moved = Jitter(100, 0.1, 0.1)(image, target, seed=(0,))  # the second becomes 0.9 pixels wide
     assert moved.labels.tolist() == [0]
@@ -156,10 +144,7 @@ def test_jitter_drops_what_is_smaller_than_a_pixel_but_keeps_unknown_masks() -> 
     assert moved.labels.tolist() == [1]
 
 
-# moves
-
-
-@pytest.mark.parametrize("step", MOVES, ids=name_of)
+@pytest.mark.parametrize("step", MOVES, ids=lambda step: next(iter(step)))
 def test_box_and_mask_bound_the_moved_pixels(step) -> None:
     seen = 0
     for seed in range(8):
@@ -187,18 +172,15 @@ def test_several_moves_in_a_row_keep_boxes_on_their_pixels_and_fractions() -> No
         np.testing.assert_allclose(moved.boxes[0], box_of(moved_image[..., 1] > 90) or [], atol=1.5)
 
 
-def crop(x_min, y_min, x_max, y_max):
-    return {"Crop": {"x_min": x_min, "y_min": y_min, "x_max": x_max, "y_max": y_max, "p": 1}}
-
-
 def test_objects_that_leave_the_picture_go_and_cut_ones_keep_what_is_visible() -> None:
     boxes = [(5, 5, 20, 20), (50, 40, 70, 60), (100, 70, 115, 85)]
-    moved_image, moved = run([crop(40, 30, 110, 90)], *scene(*boxes))
+    crop = {"x_min": 40, "y_min": 30, "x_max": 110, "y_max": 90, "p": 1}
+    moved_image, moved = run([{"Crop": crop}], *scene(*boxes))
     assert moved_image.shape == (60, 70, 3)
     assert (moved.labels.tolist(), moved.ignore.tolist()) == ([1, 2], [True, False])
     assert moved.boxes.round().tolist() == [[10, 10, 30, 30], [60, 40, 70, 55]]
     assert [box_of(mask) for mask in masks_of(moved)] == [[10, 10, 30, 30], [60, 40, 70, 55]]
-    _, moved = run([crop(0, 0, 30, 20)], *scene(MIDDLE))
+    _, moved = run([{"Crop": crop | {"x_min": 0, "y_min": 0, "x_max": 30, "y_max": 20}}], *scene(MIDDLE))
     assert (moved.boxes.shape, moved.boxes.dtype) == ((0, 4), torch.float32)
     assert (masks_of(moved).shape, len(moved.labels)) == ((0, 20, 30), 0)
 
@@ -231,10 +213,7 @@ def test_a_dropout_of_pixels_takes_the_boxes_along() -> None:
     assert len(lefts) > 1
 
 
-# chance
-
-
-def test_the_seed_alone_decides() -> None:
+def test_the_seed_alone_decides_and_steps_draw_numbers_of_their_own_by_their_probability() -> None:
     steps, (image, target) = [MOVES[6], COLOR, FLIP], scene(MIDDLE)
     again, first = Augment(steps), run(steps, image, target, 0, 7)
     torch.rand(3)
@@ -244,8 +223,6 @@ def test_the_seed_alone_decides() -> None:
     same_image, same_target = run([], image, target)
     assert (same_image is image, same_target is target) == (True, True)
 
-
-def test_steps_draw_numbers_of_their_own_and_meet_their_probability() -> None:
     def lefts_and_tops(*steps, count):
         augment, (image, target) = Augment(steps), scene((10, 10, 30, 30), masks=False)
         return [tuple(augment(image, target, seed=(0, seed))[1].boxes[0, :2].tolist()) for seed in range(count)]
@@ -270,10 +247,7 @@ def test_pixels_alone_are_those_of_the_whole_pipeline(steps) -> None:
         np.testing.assert_array_equal(Augment(steps).pixels(noise, seed=(3, seed)), expected)
 
 
-# mistakes
-
-
-def test_a_step_that_cannot_be_applied_is_named_with_the_repair() -> None:
+def test_what_is_no_step_or_cannot_be_applied_is_named_with_the_repair() -> None:
     steps = [FLIP, {"RandomCrop": {"height": 100, "width": 50, "p": 1}}]
     expected = r"data\.augment, step 2, .*RandomCrop.* 120x90 pixels: .*PadIfNeeded: .min_height: 100, min_width: 50"
     with pytest.raises(ValueError, match=expected):
@@ -286,9 +260,6 @@ def test_a_step_that_cannot_be_applied_is_named_with_the_repair() -> None:
         run([{"RandomCropNearBBox": {"p": 1}}], *scene(MIDDLE))
     with pytest.raises(ValueError, match=r"data\.augment has a transform that needs 'bboxes'"):
         Augment([{"RandomSizedBBoxSafeCrop": {"height": 80, "width": 70, "p": 1}}]).pixels(scene()[0], seed=(0,))
-
-
-def test_what_is_no_step_is_refused() -> None:
     Augment([{"HorizontalFlip": None}, {"VerticalFlip": {}}])  # of default arguments
     with pytest.raises(ValueError, match="no transform 'HorizontlFlip'; did you mean 'HorizontalFlip'"):
         Augment([{"HorizontlFlip": {"p": 1}}])
@@ -303,18 +274,12 @@ def test_what_is_no_step_is_refused() -> None:
             Augment([step])
 
 
-# pasted objects
-
-
-def test_ignored_objects_and_those_without_a_mask_are_not_chosen() -> None:
+def test_pasting_by_hand_takes_chosen_objects_and_leaves_the_arguments() -> None:
     _, objects = scene((0, 0, 20, 20), (40, 0, 60, 20), (80, 0, 100, 20))
     masks_of(objects)[2] = False
     assert choose(objects, np.random.default_rng(0)).labels.tolist() == [0]
     for none in (objects[1:], objects[:0]):
         assert len(choose(none, np.random.default_rng(0))) == 0
-
-
-def test_pasting_by_hand_leaves_the_arguments() -> None:
     image, target = scene((0, 0, 20, 20), (40, 0, 60, 20), (80, 0, 100, 20))
     other, objects = scene((10, 0, 30, 20), (40, 0, 60, 20))
     before = target.boxes.clone(), masks_of(target).clone()
@@ -331,7 +296,7 @@ def test_pasting_by_hand_leaves_the_arguments() -> None:
     assert torch.equal(masks_of(target), before[1])
 
 
-def test_masks_decide_what_is_pasted_and_unknown_ones_keep_their_box() -> None:
+def test_masks_decide_what_is_pasted_and_objects_of_images_of_other_sizes_are_cut() -> None:
     other, objects = scene((10, 10, 30, 30))
     masks_of(objects)[0, 20:] = False
     pasted, moved = paste(*scene(), other, objects)
@@ -342,12 +307,45 @@ def test_masks_decide_what_is_pasted_and_unknown_ones_keep_their_box() -> None:
     _, moved = paste(image, target, *scene((0, 0, 80, 30)))
     assert moved.boxes.tolist() == [[0, 0, 20, 20], [0, 0, 80, 30]]
     assert not masks_of(moved)[0].any()
-
-
-def test_objects_of_larger_images_are_cut_and_those_of_smaller_ones_fit() -> None:
     others = scene((100, 70, 130, 110), (125, 0, 140, 20), (0, 0, 10, 10), size=(120, 150))
     pasted, moved = paste(*scene(MIDDLE), *others)
     assert (pasted.shape, masks_of(moved).shape) == ((90, 120, 3), (3, 90, 120))
     assert moved.boxes.tolist() == [list(MIDDLE), [100, 70, 120, 90], [0, 0, 10, 10]]  # the second is outside
     pasted, moved = paste(*scene(MIDDLE), *scene((5, 5, 20, 20), size=(40, 30)))
     assert (pasted.shape, moved.boxes.tolist()) == ((90, 120, 3), [list(MIDDLE), [5, 5, 20, 20]])
+
+
+# Smooth colours with a sharp edge.
+IMAGE = np.full((120, 160, 3), (200, 120, 40), np.uint8)
+IMAGE[:, 80:] = (30, 90, 160)
+
+
+@pytest.mark.parametrize("kind", STRENGTHS)
+def test_a_higher_level_changes_more(kind) -> None:
+    changed = [Corruption(kind, level).change(IMAGE, (0, 1)).astype(int) for level in (1, 2, 3)]
+    first, second, third = (np.abs(pixels - IMAGE).mean() for pixels in changed)
+    assert 0 < first < second < third
+
+
+def test_size_and_target_stay_and_a_seed_repeats(make_target) -> None:
+    target = make_target([[1.0, 2, 30, 40]])
+    for corruption in CORRUPTIONS:
+        image, same = corruption(IMAGE, target, seed=(0, 3))
+        assert (image.shape, image.dtype, same is target) == (IMAGE.shape, np.uint8, True)
+        np.testing.assert_array_equal(image, corruption.change(IMAGE, (0, 3)))
+
+
+def test_known_values_and_a_blur_that_looks_alike_at_any_resolution() -> None:
+    np.testing.assert_array_equal(Corruption("brightness", 2).change(IMAGE, ())[0, 0], [100, 60, 20])
+    own, other = (Corruption("noise", 1).change(np.full((200, 200, 3), 128, np.uint8), (0, n)) for n in (1, 2))
+    assert not np.array_equal(own, other)  # images draw different noise
+    noise = own.astype(float)
+    assert noise.mean() == pytest.approx(128, abs=0.2)
+    assert noise.std() == pytest.approx(10, abs=0.2)
+    assert len(np.unique(noise[..., 0] - noise[..., 1])) > 10  # every channel has its own
+    # channels keep their places in JPEG
+    assert np.abs(Corruption("jpeg", 1).change(IMAGE, ())[:, :70].astype(int) - IMAGE[:, :70]).max() < 12
+    large = IMAGE.repeat(4, axis=0).repeat(4, axis=1)
+    for level in (1, 2, 3):
+        small, again = (Corruption("blur", level).change(image, ()) for image in (IMAGE, large))
+        assert np.abs(small.astype(int) - again[::4, ::4]).mean() < 2

@@ -185,11 +185,12 @@ def test_bfloat16(tiny, lab, tmp_path) -> None:
     )
 
 
-def test_sets_without_ground_truth_give_no_metric_and_choose_nothing(watched, lab, tmp_path) -> None:
+@pytest.mark.parametrize("change", [lambda content: content.pop("annotations"), lambda c: c["annotations"].clear()])
+def test_sets_without_ground_truth_or_objects_give_no_metric_and_choose_nothing(watched, lab, tmp_path, change) -> None:
     root, run = other_root(watched, tmp_path), tmp_path / "run"
     file = root / "digits" / "coco" / "annotations" / "instances_test.json"
     content = json.loads(file.read_text())
-    del content["annotations"]
+    change(content)
     file.write_text(json.dumps(content))
     result = run_training(
         lab.changed(watched, data__root=str(root), solver__evaluate_every=1, solver__iterations=2), run

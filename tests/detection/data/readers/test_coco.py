@@ -28,9 +28,6 @@ def only_problem(file):
     return problems[0]
 
 
-# what is read
-
-
 def test_known_boxes_and_ids_with_gaps(make_coco) -> None:
     some = [annotation(50, 900, 18), annotation(4, bbox=[0.5, 1.5, 10.25, 2], area=7.5), annotation(5, iscrowd=1)]
     file = make_coco(IMAGES, some)
@@ -48,10 +45,11 @@ def test_files_without_objects_or_annotations(make_coco, edit_json) -> None:
     file = make_coco(IMAGES, [])
     (file.parent / "train/sub").mkdir()
     (file.parent / "train/a.jpg").rename(file.parent / "train/sub/a.jpg")
-    edit_json(file, lambda content: content["images"][0].update(file_name="sub/a.jpg"))
-    index, problems = read(file)
-    assert (len(index), len(index.target(0)), problems, index.has_ground_truth) == (2, 0, [], True)
-    assert index.paths[0] == str(file.parent / "train/sub/a.jpg")
+    for name in ("sub/a.jpg", "../train/sub/a.jpg"):
+        edit_json(file, lambda content, name=name: content["images"][0].update(file_name=name))
+        index, problems = read(file)
+        assert (len(index), len(index.target(0)), problems, index.has_ground_truth) == (2, 0, [], True)
+        assert index.paths[0] == str(file.parent / "train/sub/a.jpg")
     edit_json(file, lambda content: content.pop("annotations"))
     index, (problem,) = read(file)
     assert (len(index), index.has_ground_truth, index.category_ids) == (2, False, (18, 3))
@@ -66,6 +64,8 @@ def test_classes_that_the_file_or_the_card_lacks_do_no_harm_without_objects(make
     categories = {3: "cat", 18: "dog", 5: "N/A", 6: "N/A"}
     index, problems = read(make_coco(IMAGES, [annotation(1)], categories=categories))
     assert (index.category_ids, problems) == ((18, 3), [])
+    problem = only_problem(make_coco(IMAGES, [annotation(1)], categories={3: "cat", 4: "cat", 18: "dog"}))
+    assert (problem.severity, "'cat' has the ids 3 and 4" in problem.detail) == ("error", True)
 
 
 def test_sizes_that_are_missing_or_others_come_from_the_images(make_coco, edit_json) -> None:
@@ -86,9 +86,6 @@ def test_texts_and_a_byte_order_mark_are_read(make_coco) -> None:
     index, problems = read(file)
     assert (index.boxes.tolist()[0], index.areas.tolist()[0], problems) == ([10, 20.5, 40, 25.5], 77.5, [])
     assert index.ignore.tolist() == [False, False, True]
-
-
-# what is wrong
 
 
 def test_records_that_cannot_be_used_are_named(make_coco, edit_json) -> None:
@@ -119,7 +116,7 @@ def test_records_that_cannot_be_used_are_named(make_coco, edit_json) -> None:
         "annotation 5 of image 8": "annotation of an image that is not listed",
         "annotation 6 of image 7, category_id 4; the file has 3, 5, 18": "category id out of range",
         "annotation 7 of image 7, 'catt'; did you mean 'cat'?": "class that the card lacks",
-        "annotations[11] (id 8, image_id 7): bbox is missing": "annotation record",
+        "annotations[11] (id 8, image_id 7): bbox is missing, expected [x, y, width, height]": "annotation record",
     }
     for row, (key, value) in enumerate(values.items(), start=5):
         record = annotation(8) | {key: value}
@@ -211,10 +208,8 @@ def test_bad_boxes_are_dropped_or_errors_and_areas_that_do_not_fit_them_noted(ma
     for area in (0, 0.03, 4800):
         problem = only_problem(make_coco(IMAGES, [annotation(1, area=area), annotation(2, 900, area=area)]))
         assert (problem.severity, problem.kind[:18]) == ("note", "areas that don't f")
-        assert problem.detail.startswith(f"2 of 2; annotation 1 of image 7 has area {area:g} and a box of 30x5")
+        assert problem.detail.startswith(f"2 of 2; annotation 1 of image 7 has area {area:g} and a box of 30x5; leave")
 
-
-# masks
 
 POLYGON = [[10, 20, 40, 20, 40, 25, 10, 25]]
 CROWD = {"size": [60, 80], "counts": [60 * 10 + 20, 5, 60 * 70 - 25]}  # five pixels of column 10

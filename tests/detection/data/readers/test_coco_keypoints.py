@@ -1,5 +1,7 @@
 """Mirrors detection/data/readers/coco_keypoints.py, through the reader of COCO's files."""
 
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
@@ -32,7 +34,7 @@ def make(make_coco, edit_json):
     return write
 
 
-def read(file, classes=("cat", "dog"), fields=("keypoints",), **options):
+def read(file, classes=("cat", "dog"), fields=("keypoints",), **options) -> tuple[Any, Any]:
     entry = {"annotations": file.name, "images": "train"}
     return read_coco(file.parent, entry, classes, drop=True, exif="apply", fields=fields, **options)
 
@@ -44,7 +46,6 @@ def labelled(index):
 def test_names_skeleton_and_places_are_read_where_they_are_wanted(make, edit_json) -> None:
     file = make(POINTS, None)
     index, problems = read(file)
-    assert index.keypoints is not None
     assert (index.keypoints.names, index.keypoints.edges) == (tuple(NAMES), ((0, 1), (0, 2)))
     assert index.keypoints.mirrored == (0, 2, 1)
     assert (labelled(index), problems, index.stored("keypoints", 1).shape) == ([SEEN, UNSEEN], [], (0, 3, 3))
@@ -67,7 +68,7 @@ def test_objects_and_categories_without_keypoints_have_none_labelled(make) -> No
         index.require(("keypoints",))
 
 
-def test_keypoints_that_cannot_be_used_are_named_and_the_box_is_kept(make) -> None:
+def test_keypoints_and_categories_that_cannot_be_used_are_named_and_the_box_is_kept(make) -> None:
     bad = [
         (POINTS[:8], "keypoints have 8 numbers"),
         ([*POINTS[:5], 3, 0, 0, 0], "visibility of keypoint 'left_eye' is 3"),
@@ -82,9 +83,6 @@ def test_keypoints_that_cannot_be_used_are_named_and_the_box_is_kept(make) -> No
         assert (problem.severity, problem.file) == ("dropped", str(file))
         assert problem.detail.startswith(f"annotation {number} of image 7: ")
         assert said in problem.detail
-
-
-def test_categories_that_cannot_be_used_are_an_error(make) -> None:
     for cat, dog, detail in [
         (FACE, {"keypoints": ["nose", "tail"]}, "category 'cat' has the 3 keypoints nose, left_eye, right_eye, 'dog'"),
         ({"keypoints": "nose"}, {}, "keypoints is 'nose'"),
@@ -103,8 +101,7 @@ def test_a_card_gives_sigmas(make, write_card, tmp_path) -> None:
     make(POINTS)
     for given, expected in (((), (0.026, 0.025, 0.025)), ((0.1, 0.2, 0.3), (0.1, 0.2, 0.3))):  # COCO's, by their names
         card = write_card("coco", keypoint_sigmas=list(given))
-        index, _ = load_dataset([f"{card}:train"], tmp_path, fields=("keypoints",))
-        assert index.keypoints is not None
+        index: Any = load_dataset([f"{card}:train"], tmp_path, fields=("keypoints",))[0]
         assert index.keypoints.sigmas == expected
     wrong = load_card(write_card("coco", keypoint_sigmas=[0.1]))
     with pytest.raises(ValueError, match=r"keypoint_sigmas .* 3 keypoints"):
@@ -115,8 +112,8 @@ def test_joined_sets_share_keypoints_or_are_refused(make) -> None:
     face, without = read(make(POINTS))[0], read(make(None, cat={}, dog={}))[0]
     joined = AnnotationIndex.concatenate([without, face])
     assert joined.keypoints == face.keypoints
-    values = [joined.target(row, fields=("keypoints",)).keypoints for row in (0, 2)]
-    assert torch.cat([of for of in values if of is not None]).tolist() == [UNSEEN, SEEN]
+    values: list[Any] = [joined.target(row, fields=("keypoints",)).keypoints for row in (0, 2)]
+    assert torch.cat(values).tolist() == [UNSEEN, SEEN]
     other, _ = read(make(POINTS[:3], cat={"keypoints": ["tail"]}, dog={}))
     with pytest.raises(ValueError, match="different keypoints can't be joined: nose, left_eye, right_eye; and tail"):
         AnnotationIndex.concatenate([face, other])

@@ -1,6 +1,7 @@
 """Mirrors detection/data/readers/coco_panoptic.py, detection/data/panoptic_files.py and the panoptic label maps."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,28 +38,22 @@ def folder(draw, tmp_path):
     return tmp_path
 
 
-def read(folder, *, fields=("masks",), **entry):
+def read(folder, *, fields=("masks",), **entry) -> tuple[Any, Any]:
     split = ENTRY | entry
     return read_coco_panoptic(folder, split, CLASSES, drop=True, exif="apply", fields=fields, label_maps=True)
 
 
-def test_things_are_objects_with_masks_and_all_classes_are_labels(folder) -> None:
+def test_things_are_objects_with_masks_and_all_classes_are_labels_and_segments(folder) -> None:
     index, problems = read(folder)
     assert (problems, index.class_names, index.category_ids) == ([], ("cat", "dog"), (3, 18))
     target = index.target(0, fields=("masks",), label_maps=True)
     assert target.boxes.tolist() == [[0, 2, 2, 3], [4, 2, 6, 4]]
     assert (target.labels.tolist(), target.ignore.tolist()) == ([0, 1], [False, True])
-    assert target.masks is not None
     np.testing.assert_array_equal(target.masks, [IDS == 5, IDS == 300])
-    assert target.label_map is not None
     assert target.label_map.tolist() == [[2] * 6, [2] * 6, [0, 0, VOID, VOID, 1, 1], [VOID] * 4 + [1, 1]]
     void = index.target(1, label_maps=True)  # without an annotation
     assert (len(void), void.label_map is not None and set(void.label_map.flatten().tolist())) == (0, {VOID})
-
-
-def test_segments_come_back_as_they_were_written(folder) -> None:
     maps = read(folder)[0].label_maps
-    assert maps is not None
     assert (maps.class_names, maps.num_things) == (CLASSES, 2)
     found = maps.read_segments(0, (4, 6))
     assert found.found == SEGMENTS.found
@@ -73,7 +68,6 @@ def test_objects_of_an_instances_file_take_the_place_of_the_segments(folder) -> 
     index, problems = read(folder, annotations="instances.json")
     assert not [problem for problem in problems if problem.severity == "error"]
     assert index.boxes.tolist() == [[1, 1, 3, 4]]
-    assert index.label_maps is not None
     assert index.label_maps.read_segments(0, (4, 6)).found == SEGMENTS.found
 
 

@@ -1,4 +1,4 @@
-"""Mirrors detection/data/readers/image_folder.py and detection/data/class_labels.py."""
+"""Mirrors detection/data/readers/image_folder.py and image_tags.py, and detection/data/class_labels.py."""
 
 import os
 import re
@@ -10,7 +10,8 @@ import pytest
 import torch
 from torchvision.datasets import ImageFolder
 
-from detection.data.class_labels import whole_images
+from detection.data.cards import load_dataset
+from detection.data.class_labels import image_tags, whole_images
 from detection.data.readers.image_folder import read_image_folder
 
 BOX, OTHER = (1.0, 2.0, 11.0, 22.0), (0.0, 0.0, 5.0, 5.0)
@@ -47,10 +48,8 @@ def test_folders_are_the_classes_and_each_image_has_one_object_the_whole_of_it(m
     assert (index.areas.tolist(), index.ignore.any().item(), index.fields) == ([48] * 7, False, {})
     index, problems = read(root, "dog", "ape", "cat")  # the card's order
     assert (index.class_names, index.category_ids, problems) == (("dog", "ape", "cat"), (1, 2, 3), [])
-    assert (index.labels.tolist(), below(root, index)[4:]) == (
-        [0] * 4 + [1, 2, 2],
-        ["ape/a.png", "cat/x.bmp", "cat/y.ppm"],
-    )
+    assert index.labels.tolist() == [0] * 4 + [1, 2, 2]
+    assert below(root, index)[4:] == ["ape/a.png", "cat/x.bmp", "cat/y.ppm"]
 
 
 def test_equals_torchvisions_image_folder(make) -> None:
@@ -74,9 +73,6 @@ def test_sizes_are_those_of_turned_photographs(make, draw) -> None:
         index, _ = read(root, exif=exif)
         assert (index.sizes.tolist(), index.apply_exif.tolist()) == ([[6, 8], size], [exif == "apply"] * 2)
         assert index.boxes[1].tolist() == [0, 0, size[1], size[0]]
-
-
-# mistakes
 
 
 def test_folders_images_and_classes_that_do_not_fit_are_errors(make) -> None:
@@ -123,9 +119,6 @@ def test_what_is_no_folder_of_classes_is_refused(make, tmp_path) -> None:
             read(tmp_path, "ape", name)
     with pytest.raises(ValueError, match=r"no config key 'foldr'; did you mean 'folder'\?"):
         read(tmp_path, foldr="train")
-
-
-# a detection set as a classification set
 
 
 def test_whole_images_by_hand(make_index) -> None:
@@ -175,3 +168,43 @@ def test_classes_of_a_list_are_those_of_the_folders(make, draw) -> None:
     ]:
         index, (problem,) = read_listed(line + "val_1.JPEG\tn02\n", "n01", "n02")
         assert (problem.severity, problem.kind, len(index)) == ("error", kind, 1)
+
+
+CARD = """
+format: image_tags
+root: ROOT
+classes: [clear, haze, primary, water]
+splits:
+  train: {tags: train_v2.csv, images: train-jpg}
+  half: {tags: train_v2.csv, images: train-jpg, fraction: [0, 0.5]}
+"""
+ROWS = ("train_0,haze primary", "train_1,clear primary water", "train_2,clear", "train_10,")
+NAMES = ["train_0", "train_1", "train_2", "train_10"]
+
+
+@pytest.fixture
+def load(draw, tmp_path):
+    def load(*rows, split="train"):
+        for name in NAMES:
+            draw(tmp_path / f"train-jpg/{name}.jpg", size=(6, 8))
+        (tmp_path / "train_v2.csv").write_text("\n".join(("image_name,tags", *rows)) + "\n")
+        (tmp_path / "chips.yaml").write_text(CARD.replace("ROOT", str(tmp_path)))
+        return load_dataset([f"{tmp_path / 'chips.yaml'}:{split}"], tmp_path)
+
+    return load
+
+
+def test_every_tag_is_an_object_the_whole_image_and_a_bad_row_is_named(load) -> None:
+    index, problems = load(*ROWS)
+    assert ([Path(path).stem for path in index.paths.all()], problems) == (NAMES, [])
+    assert image_tags(index).int().tolist() == [[0, 1, 1, 0], [1, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert index.boxes.tolist() == [[0, 0, 8, 6]] * 6
+    assert len(load(*ROWS, split="half")[0]) == 2
+    for rows, row, message in [
+        (ROWS, "train_3,clear", "image that is missing.*row 6: 'train_3' is not below 'train-jpg'"),
+        (ROWS, "train_0,clear", "image with two rows.*row 6: 'train_0'"),
+        (ROWS, "train_0", "row 6 has 1 columns"),
+        ((), "train_0,wat", "'wat'; did you mean 'water'"),
+    ]:
+        with pytest.raises(ValueError, match=f"(?s){message}"):
+            load(*rows, row)

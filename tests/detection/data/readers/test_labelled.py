@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,9 +40,6 @@ def kinds(problems):
     return [(problem.severity, problem.kind) for problem in problems]
 
 
-# YOLO
-
-
 def test_yolo_lines_that_are_no_objects_are_errors_with_their_numbers(read) -> None:
     bad = {
         "2 0.5 0.5 0.2 0.2": "0 to 1",
@@ -73,9 +71,6 @@ def test_yolo_lists_of_images_and_names_of_a_data_yaml(tmp_path) -> None:
             read_names(tmp_path / "data.yaml")
 
 
-# LabelMe
-
-
 def labelme(*shapes, **keys):
     shapes = [{"label": "cat", **shape} if isinstance(shape, dict) else shape for shape in shapes]
     return json.dumps({"imagePath": "a.png", "imageHeight": 80, "imageWidth": 100, "shapes": shapes} | keys)
@@ -84,7 +79,7 @@ def labelme(*shapes, **keys):
 RECTANGLE = {"points": [[10, 10], [20, 20]], "shape_type": "rectangle"}
 
 
-def test_labelme_circles_and_painted_masks_have_boxes_and_lines_have_none(read) -> None:
+def test_labelme_shapes_have_boxes_or_are_named(read) -> None:
     Image.fromarray(np.full((10, 20), 255, dtype=np.uint8)).save(picture := io.BytesIO(), format="PNG")
     mask = {"label": "dog", "points": [[30, 40], [49, 49]], "shape_type": "mask"}
     mask["mask"] = base64.b64encode(picture.getvalue()).decode()
@@ -93,12 +88,8 @@ def test_labelme_circles_and_painted_masks_have_boxes_and_lines_have_none(read) 
     index, problems = read("labelme", labelme(circle, mask, *lines))
     assert boxes(index) == [[45, 35, 55, 45], [30, 40, 50, 50]]
     assert kinds(problems).count(("dropped", "shape without a box")) == 2
-    masks = index.target(0, fields=("masks",)).masks
-    assert masks is not None
+    masks: Any = index.target(0, fields=("masks",)).masks
     assert ([int(own.sum()) for own in masks], bool(masks[1, 40:50, 30:50].all())) == ([0, 200], True)
-
-
-def test_labelme_shapes_that_cannot_be_read_are_errors(read) -> None:
     bad = [
         {**RECTANGLE, "label": None},
         {**RECTANGLE, "points": [[1, 1]]},
@@ -112,9 +103,6 @@ def test_labelme_shapes_that_cannot_be_read_are_errors(read) -> None:
     assert kinds(problems) == [BROKEN_OBJECT] * len(bad) + [("error", "class that the card lacks")]
     assert all(f"shapes[{row}]" in problem.detail for row, problem in enumerate(problems))
     assert "did you mean 'cat'" in problems[-1].detail
-
-
-# CVAT
 
 
 def cvat(shapes, attributes='name="a.png" width="100" height="80"'):
@@ -150,9 +138,6 @@ def test_files_of_another_kind_are_errors(read) -> None:
             assert said in problems[0].detail
 
 
-# Label Studio, in percent
-
-
 def test_label_studio_rectangles_turn_about_their_first_corner_and_may_have_two_classes(read) -> None:
     turned = {"x": 50, "y": 50, "width": 20, "height": 12.5, "rotation": 90}
     turned |= {"original_width": 100, "original_height": 80}
@@ -164,10 +149,7 @@ def test_label_studio_rectangles_turn_about_their_first_corner_and_may_have_two_
     assert (index.labels.tolist(), kinds(problems)) == ([0, 0, 1], [BROKEN_OBJECT] * 3)
 
 
-# tables
-
-
-def test_columns_of_tables_go_by_their_usual_names() -> None:
+def test_columns_of_tables_go_by_their_usual_names_and_bad_rows_by_number(read) -> None:
     corners, sides = {"image", "class", "x1", "y1", "x2", "y2"}, {"image", "class", "x", "y", "w", "h"}
     for header, expected in [
         ("filename,width,height,class,xmin,ymin,xmax,ymax", corners | {"width", "height"}),
@@ -179,9 +161,6 @@ def test_columns_of_tables_go_by_their_usual_names() -> None:
     ]:
         found = table_columns(header.split(","))
         assert (found and set(found)) == expected
-
-
-def test_rows_of_tables(read) -> None:
     index, _ = read("csv", "image,label,x,y,width,height\na.png,cat,10,20,30,40\n", fields=())
     assert boxes(index) == [[10, 20, 40, 60]]
     text = "image,label,x1,y1,x2,y2\na.png,cat,1,1,20,20\na.png,cat,1,,20,20\na.png,,1,1,20,20\n"
@@ -192,9 +171,6 @@ def test_rows_of_tables(read) -> None:
     index, problems = read("open_images", text, fields=())
     assert (boxes(index), index.ignore.tolist()) == ([[10, 20, 50, 40], [0, 0, 100, 80]], [True, False])
     assert problems == []
-
-
-# images
 
 
 def test_the_longest_end_of_a_path_decides_which_image_a_name_means(tmp_path) -> None:

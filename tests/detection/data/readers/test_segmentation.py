@@ -61,11 +61,9 @@ def test_a_box_that_is_none_takes_no_mask_from_the_others(found, box) -> None:
 
 def test_a_picture_that_is_no_object_numbers_of_this_image_is_an_error(tmp_path) -> None:
     file, noise = tmp_path / "a.png", np.random.default_rng(0).integers(0, 9, SIZE, np.uint8)
-    for image, said in (
-        (Image.new("L", (30, 40)), "it is 30x40 pixels, its annotation says 40x30"),
-        (Image.new("RGB", (40, 30)), "its mode is RGB"),
-        (Image.fromarray(noise), ""),
-    ):
+    turned, coloured = Image.new("L", (30, 40)), Image.new("RGB", (40, 30))
+    others = ((turned, "it is 30x40 pixels, its annotation says 40x30"), (coloured, "its mode is RGB"))
+    for image, said in (*others, (Image.fromarray(noise), "")):
         image.save(file)
         file.write_bytes(file.read_bytes()[: None if said else 200])  # the last is cut
         masks, (problem,) = read(file, LEFT)

@@ -10,7 +10,7 @@ from detection.data.readers.json_lists import UnsuitedError, decoded, list_block
 from detection.data.readers.values import MISSING, FieldError, area, box, flag, number, text, whole_number
 
 
-def test_values_may_be_written_as_texts() -> None:
+def test_values_may_be_written_as_texts_and_texts_be_writable() -> None:
     for value, whole in ((3, 3), (3.0, 3), ("3", 3), (" -3 ", -3), ("+3.00", 3), (2**63 - 1, 2**63 - 1)):
         found = whole_number(value, "id")
         assert (type(found), found) == (int, whole)
@@ -20,6 +20,9 @@ def test_values_may_be_written_as_texts() -> None:
     assert [flag(value, "f") for value in (1, 1.0, "1", "1.0", " 1 ", "True", True)] == [True] * 7
     assert [flag(value, "f") for value in (0, "0", " 0.0 ", "false", "False", False)] == [False] * 6
     assert (text("käse", "name"), text(7, "name")) == ("käse", "7")
+    for value in ("a\ud800", None, [], {}, 1.5, True, 10**5000):
+        with pytest.raises(FieldError, match="file_name is "):
+            text(value, "file_name")
 
 
 @pytest.mark.parametrize("read", [whole_number, number, flag, box, area])
@@ -34,14 +37,6 @@ def test_what_is_no_value_is_refused_with_its_key(read) -> None:
         with pytest.raises(FieldError, match=r"^bbox is .*, expected "):
             box(four, "bbox")
 
-
-def test_texts_can_be_written() -> None:
-    for value in ("a\ud800", None, [], {}, 1.5, True, 10**5000):
-        with pytest.raises(FieldError, match="file_name is "):
-            text(value, "file_name")
-
-
-# lists of records
 
 RECORDS = [{"id": number, "note": "x}, " + "y" * 20_000, "rle": {"size": [1, 2]}} for number in range(9)]
 
@@ -60,18 +55,15 @@ def test_blocks_hold_every_record_once_in_order(size, several, indent) -> None:
     assert (found[-1], len(found) > 2) == (("one", []), several)
 
 
-def test_a_block_that_ends_within_a_text_is_no_json() -> None:
+def test_blocks_that_end_within_a_text_or_are_no_lists_of_objects_are_unsuited() -> None:
     records = [{"note": "}, {" * 30_000}]
     assert lists({"one": records}, 10**7) == [("one", records)]
     with pytest.raises(UnsuitedError):
         lists({"one": records}, 1)
-
-
-BROKEN = '[] { {"one":[ {"one":[{} {"one":[{}],} {"one":[{}]}5 {"one":5} {"one":[5]} {"one":[],"one":[]} {"n":1'
-
-
-def test_what_is_no_object_of_lists_of_objects_is_unsuited() -> None:
     for broken in [b"", *BROKEN.encode().split(), b'{"one" []}', b"\xef\xbb\xbf{}", b'{"one": [{}, ]}']:
         with pytest.raises(UnsuitedError):
             lists(broken, 100)
     assert lists(b" {} ", 100) == lists(b'{"x": {"one": []}}', 100) == []
+
+
+BROKEN = '[] { {"one":[ {"one":[{} {"one":[{}],} {"one":[{}]}5 {"one":5} {"one":[5]} {"one":[],"one":[]} {"n":1'

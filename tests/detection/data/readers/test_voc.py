@@ -92,15 +92,29 @@ def test_missing_and_doubled_files_are_named(make_voc) -> None:
 
 def test_names_that_leave_the_folder_are_refused_and_meant_ones_get_a_hint(make_voc) -> None:
     folder = make_voc({"a": [CAT], "b": [CAT]})
-    outside = ["../a", "/etc/a", "sub/../../a", "..", "..\\a", ".hidden", "sub/.a", "sub\\a", "/data/JPEGImages/a.jpg"]
-    (folder / LIST).write_text("\n".join(["b", *outside, "JPEGImages/a", "A"]))
+    outside = [
+        "../a",
+        "/etc/a",
+        "sub/../../a",
+        "../../etc/passwd",
+        "..",
+        "..\\a",
+        ".hidden",
+        "sub/.a",
+        "sub\\a",
+        "/data/JPEGImages/a.jpg",
+    ]
+    impossible = ["a\0b", "x\0/y", "n" * 5000]  # no file can be called so
+    (folder / LIST).write_text("\n".join(["b", *outside, "JPEGImages/a", "A", *impossible]))
     index, problems = read(folder)
-    kinds = ["missing image"] * 2 + ["image name that leaves the folder"] * len(outside)
+    kinds = ["missing image"] * 5 + ["image name that leaves the folder"] * len(outside)
     assert (stems(index), sorted(problem.kind for problem in problems)) == (["b"], sorted(kinds))
     refused = [problem.detail for problem in problems if problem.kind == kinds[-1]]
     assert all(detail.startswith(repr(name)) for name, detail in zip(outside, refused, strict=True))
-    hinted = [problem.detail for problem in problems if problem.kind == kinds[0]] + refused[-2:]
+    hinted = [problem.detail for problem in problems if problem.kind == kinds[0]][:2] + refused[-2:]
     assert all("'a.jpg' is there" in detail for detail in hinted)
+    with pytest.raises(ValueError, match=r"below the data set's folder, got '/etc/\*'"):
+        read(folder, {"list": "/etc/*"})
 
 
 OBJECT, OTHER, HIDES = "object that can't be read", "XML that isn't VOC's", "element that isn't VOC's"
@@ -111,6 +125,7 @@ EDITS = [
     ("<xmin>1<", "<xmin>1_0<", OBJECT, "object 1 (cat): bndbox/xmin is '1_0'"),
     ("<xmin>1</xmin>", "<Xmin>1</Xmin>", OBJECT, "it has <Xmin>"),
     ("bndbox>", "box>", OBJECT, "object 1 (cat): bndbox"),
+    ("bndbox>", "polygon>", OBJECT, "<polygon>: export boxes, not polygons"),
     ("<name>cat</name>", "<Name>cat</Name>", OBJECT, "object 1 (without a name): name is missing"),
     ("<difficult>0", "<difficult>maybe", OBJECT, "object 1 (cat): difficult is 'maybe'"),
     ("<difficult>0</difficult>", "<Difficult>1</Difficult>", OBJECT, "it has <Difficult>"),
@@ -121,7 +136,7 @@ EDITS = [
     (WHOLE, "", UNPARSED, ""),
     (WHOLE, "<a>\x00</a>", UNPARSED, ""),
     (WHOLE, '<?xml version="1.0" encoding="klingon"?><annotation/>', UNPARSED, ""),
-    ("annotation>", "annotations>", OTHER, "CVAT"),
+    ("annotation>", "annotations>", OTHER, "; of CVAT, export as PASCAL VOC"),
     ("<annotation>", '<annotation xmlns="http://example.org/voc">', OTHER, "{http://example.org/voc}annotation"),
     ("object>", "Object>", HIDES, "<Object>"),
     ("object>", "thing>", HIDES, "<thing>"),
