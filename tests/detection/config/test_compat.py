@@ -1,7 +1,5 @@
 """Mirrors detection/config/compat.py: configs of earlier versions keep their meaning."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -24,7 +22,7 @@ WRITTEN = "alternating: {}\nlocalization: {}\nclassification: {}\n"  # which sec
         ("true", [0.4, 0.6], "cascade_mask_rcnn"),
     ],
 )
-def test_masks_and_cascades_name_an_architecture(masks: str, ious: list[float], architecture: str) -> None:
+def test_masks_and_cascades_name_an_architecture(masks, ious, architecture) -> None:
     box = f"box: {{cascade: {ious}, head: fc, class_agnostic: true}}\n"
     config = parse_config(DetectionConfig, f"{WRITTEN}mask: {{enabled: {masks}}}\n{box}")
     assert (config.architecture, config.cascade.ious) == (architecture, tuple(ious) or (0.5, 0.6, 0.7))
@@ -41,7 +39,7 @@ def test_masks_and_cascades_name_an_architecture(masks: str, ious: list[float], 
         ("architecture: mask_rcnn\n", "exact"),  # written by hand
     ],
 )
-def test_older_masks_stay_torchvisions(text: str, geometry: str) -> None:
+def test_older_masks_stay_torchvisions(text, geometry) -> None:
     assert parse_config(DetectionConfig, text).mask.geometry == geometry
 
 
@@ -62,6 +60,6 @@ def test_keys_that_are_gone_leave_the_others() -> None:
         (f"format: {FORMAT + 1}", rf"format is {FORMAT + 1}, and this version reads 1 to {FORMAT}"),
     ],
 )
-def test_an_old_key_by_hand_or_a_later_format_is_refused_with_what_to_write(text: str, repair: str) -> None:
+def test_an_old_key_by_hand_or_a_later_format_is_refused_with_what_to_write(text, repair) -> None:
     with pytest.raises(ValueError, match=repair):
         parse_config(DetectionConfig, text)

@@ -1,11 +1,8 @@
 """Mirrors detection/config/detection.py; the YAML files of configs/ are held to it as well."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import FrozenInstanceError, fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -86,7 +83,7 @@ def test_defaults_are_those_of_the_papers_without_modern_options() -> None:
         *((CLASSIFIER, own, "no config key", "") for own in ("backbone: {fpn: true}", "init: run", "rpn: {}")),
     ],
 )
-def test_what_cannot_work_is_refused_by_key(schema: Any, text: str, key: str, expected: str) -> None:
+def test_what_cannot_work_is_refused_by_key(schema, text, key, expected) -> None:
     with pytest.raises(ValueError, match=re.escape(key)) as error:
         parse_config(schema, text)
     assert expected in str(error.value)
@@ -103,7 +100,7 @@ def test_weights_of_another_attention_learning_mean_something_else() -> None:
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_every_config_of_a_run_loads(path: Path) -> None:
+def test_every_config_of_a_run_loads(path) -> None:
     localizes = path.stem.startswith(("loc_", "table14"))
     classifies = path.parent.name in ("cifar10", "amazon", "tiny_imagenet") or path.stem.startswith("cls_")
     schema = LocalizationConfig if localizes else ClassificationConfig if classifies else DetectionConfig

@@ -1,8 +1,6 @@
 """Mirrors detection/engine/compiled.py; Dynamo makes the graphs, and no compiler has to run them."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ FRAMES = Frames.of_scale(60, 100)
 
 
 @pytest.fixture(autouse=True)
-def no_compiler(monkeypatch) -> Iterator[None]:
+def no_compiler(monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     yield
     torch.compiler.reset()

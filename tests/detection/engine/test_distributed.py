@@ -1,7 +1,5 @@
 """Mirrors detection/engine/distributed.py in a single process; tests/distributed has what takes two."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -36,7 +34,7 @@ def test_an_error_stays_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(("processes", "images", "accumulate", "each"), [(1, 3, 1, 3), (2, 8, 2, 2), (4, 4, 1, 1)])
-def test_images_are_shared_out(monkeypatch, processes: int, images: int, accumulate: int, each: int) -> None:
+def test_images_are_shared_out(monkeypatch, processes, images, accumulate, each) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
     assert distributed.images_per_rank(images, accumulate) == each
 
@@ -51,7 +49,7 @@ def test_images_are_shared_out(monkeypatch, processes: int, images: int, accumul
         (12, 2, r"set solver\.accumulate to 1"),
     ],
 )
-def test_images_that_cannot_be_shared_out(monkeypatch, images: int, accumulate: int, repair: str) -> None:
+def test_images_that_cannot_be_shared_out(monkeypatch, images, accumulate, repair) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
     with pytest.raises(ValueError, match=rf"images_per_step {images} .* x solver\.accumulate {accumulate}; {repair}$"):
         distributed.images_per_rank(images, accumulate)

@@ -1,7 +1,3 @@
-"""Mirrors detection/engine/ema.py."""
-
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,10 +1,7 @@
 """Mirrors detection/engine/evaluate.py; the metrics themselves are tested in tests/detection/evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,7 +116,7 @@ def test_records_are_in_pixels_of_the_stored_images() -> None:
 
 
 @pytest.mark.parametrize(("precision", "autocast"), [("fp32", False), ("bf16", True)])
-def test_the_detector_runs_in_test_mode_without_gradients(precision: str, autocast: bool) -> None:
+def test_the_detector_runs_in_test_mode_without_gradients(precision, autocast) -> None:
     oracle = Oracle()
     run(oracle, 0, precision=precision)
     assert oracle.seen == [(False, autocast, True)]
@@ -149,7 +146,7 @@ def test_an_oracle_is_perfect() -> None:
         assert judged(run(Oracle(), 0).records, voc_metric=metric)["voc"]["metric"] == metric
 
 
-def test_label_maps_are_judged_on_the_stored_images(tmp_path: Path) -> None:
+def test_label_maps_are_judged_on_the_stored_images(tmp_path) -> None:
     labels, kept = np.zeros((100, 200), np.uint8), {}
     labels[:50] = 7
     labels[40:60, :100] = 255
@@ -175,7 +172,7 @@ def test_label_maps_are_judged_on_the_stored_images(tmp_path: Path) -> None:
     assert read_metric(names, "semseg.mIoU") is None
 
 
-def test_panoptic_maps_are_merged_and_judged(tmp_path: Path) -> None:
+def test_panoptic_maps_are_merged_and_judged(tmp_path) -> None:
     """A segment of sky is hit, and of two cars, one is missed."""
     ids = np.zeros((100, 200, 3), np.uint8)
     ids[..., 0] = 1
@@ -203,7 +200,7 @@ def test_panoptic_maps_are_merged_and_judged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 15 * 17 * 2, 1 << 26])
-def test_the_best_class_is_the_same_however_many_are_resized_at_once(most: int, monkeypatch) -> None:
+def test_the_best_class_is_the_same_however_many_are_resized_at_once(most, monkeypatch) -> None:
     scores = torch.randn(5, 7, 6, generator=torch.Generator().manual_seed(0))
     scores[4] = scores[2]  # of equal scores the first counts
     monkeypatch.setattr(label_maps, "MOST_SCORES", most)

@@ -1,7 +1,5 @@
 """Mirrors detection/engine/feed.py in a single process; tests/distributed has what takes two."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

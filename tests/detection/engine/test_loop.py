@@ -1,12 +1,9 @@
 """Mirrors detection/engine/loop.py; whole runs are in tests/detection/tasks/test_train.py."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Iterator
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,7 +113,7 @@ def test_step_by_hand() -> None:
 
 
 @pytest.mark.parametrize("clip", [None, 0.1])
-def test_parts_of_a_step_add_up_to_the_whole_batch(clip: float | None) -> None:
+def test_parts_of_a_step_add_up_to_the_whole_batch(clip) -> None:
     # True of this model, whose losses are means over images; a detector draws other samples for other batches.
     whole, halves = make_state(momentum=0.9), make_state(momentum=0.9)
     expected = run(whole, parts=batches(4), images_per_step=4, clip_norm=clip)
@@ -152,14 +149,14 @@ def test_clipping_bounds_the_step_whatever_the_factor_of_half_precision() -> Non
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", False), ("bf16", True)])
-def test_precision_turns_autocast_on(precision: str, expected: bool) -> None:
+def test_precision_turns_autocast_on(precision, expected) -> None:
     model = LineModel()
     run(make_state(model), precision=precision)
     assert model.autocast == [expected] * 4
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_has_all_it_takes_to_find_the_cause(value: float) -> None:
+def test_a_loss_that_is_not_finite_has_all_it_takes_to_find_the_cause(value) -> None:
     state = make_state(LineModel(third=value), momentum=0.9)
     run(state, steps=2)
     before = deepcopy([state.model.state_dict(), state.optimizer.state_dict()])
@@ -190,7 +187,7 @@ def test_overflow_in_half_precision_is_everyday_work_until_the_scale_collapses()
         run(make_state(RootModel(), scale=3e-4), precision="fp16")
 
 
-def test_a_state_is_loaded_safely_with_its_random_numbers(tmp_path: Path, monkeypatch) -> None:
+def test_a_state_is_loaded_safely_with_its_random_numbers(tmp_path, monkeypatch) -> None:
     state = make_state(momentum=0.9)
     run(state)
     state.evaluated, state.not_finite = 2, 3
@@ -207,7 +204,7 @@ def test_a_state_is_loaded_safely_with_its_random_numbers(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.9, 0.5), (0.9, 0.0), (0.0, 0.9)])
-def test_a_resumed_run_takes_the_settings_of_its_own_config(before: float, after: float) -> None:
+def test_a_resumed_run_takes_the_settings_of_its_own_config(before, after) -> None:
     state, other = make_state(momentum=before, weight_decay=0.1), make_state(momentum=after)
     run(state)
     other.optimizer.param_groups[0]["lr"] = 0.75
@@ -223,7 +220,7 @@ def test_a_resumed_run_takes_the_settings_of_its_own_config(before: float, after
 
 
 @pytest.mark.parametrize("groups", [[1], [1, 1], [2, 1]])
-def test_an_optimizer_of_other_parameters_is_refused_with_both_sides(groups: list[int]) -> None:
+def test_an_optimizer_of_other_parameters_is_refused_with_both_sides(groups) -> None:
     state, other = make_state(momentum=0.9), make_state()
     run(state)
     parameters = [[nn.Parameter(torch.tensor(0.0)) for _ in range(count)] for count in groups]
@@ -237,7 +234,7 @@ def test_an_optimizer_of_other_parameters_is_refused_with_both_sides(groups: lis
 
 
 @pytest.mark.parametrize(("before", "after", "scale"), [(0, 64, 64), (128, 0, 1), (128, 64, 128)])
-def test_resume_into_and_out_of_half_precision(before: float, after: float, scale: float) -> None:
+def test_resume_into_and_out_of_half_precision(before, after, scale) -> None:
     state, other = make_state(scale=before), make_state(scale=after)
     run(state, precision="fp16" if before else "fp32")
     other.load_state_dict(state.state_dict())
@@ -261,7 +258,7 @@ def test_weights_are_averaged_after_every_step_which_changes_no_training() -> No
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.5, 0.5), (None, 0.5), (0.5, None)])
-def test_resume_of_an_average_and_into_and_out_of_one(before: float | None, after: float | None) -> None:
+def test_resume_of_an_average_and_into_and_out_of_one(before, after) -> None:
     saved, other = make_state(momentum=0.9, decay=before), make_state(momentum=0.9, decay=after)
     run(saved)
     resumed(saved, other)
@@ -276,7 +273,7 @@ def test_resume_of_an_average_and_into_and_out_of_one(before: float | None, afte
 
 
 @pytest.mark.parametrize(("before", "after"), [("sgd", "adamw"), ("adamw", "sgd"), ("adamw", "adamw")])
-def test_adamw_resumes_exactly_and_another_optimizer_is_refused(before: Any, after: Any) -> None:
+def test_adamw_resumes_exactly_and_another_optimizer_is_refused(before, after) -> None:
     saved, other = make_state(), make_state()
     for state, name in ((saved, before), (other, after)):
         state.optimizer = build_optimizer(state.model, SolverConfig(optimizer=name))

@@ -1,9 +1,6 @@
 """Mirrors detection/engine/loop.py on CUDA; tests/test_gpu.py holds a GPU's steps to the CPU's."""
 
-from __future__ import annotations
-
 from itertools import repeat
-from typing import Any
 
 import pytest
 import torch
@@ -49,7 +46,7 @@ def make_state(precision: str = "fp32") -> TrainState:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_lower_precision_stays_finite(batch, precision: Any) -> None:
+def test_lower_precision_stays_finite(batch, precision) -> None:
     state, config = make_state(precision), SolverConfig(precision=precision, clip_norm=5.0)
     start = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     feed = Feed(repeat(batch), parts=1, steps=8, stop=StopRequest())  # batches on the CPU, as loaders give them

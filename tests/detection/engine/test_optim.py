@@ -1,10 +1,5 @@
-"""Mirrors detection/engine/optim.py."""
-
-from __future__ import annotations
-
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -33,7 +28,7 @@ def settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tu
 
 
 @pytest.mark.parametrize("solver", [SOLVER, ADAMW])
-def test_every_trainable_parameter_has_its_rate_and_decay(solver: SolverConfig) -> None:
+def test_every_trainable_parameter_has_its_rate_and_decay(solver) -> None:
     model = make_model()
     optimizer = build_optimizer(model, solver)
     kinds = {"weight": ("0.weight", "2.weight", "6.weight"), "bias": ("0.bias", "6.bias")}
@@ -94,7 +89,7 @@ def test_steps_by_hand() -> None:
     ],
     ids=["steps", "warm-up", "both", "cosine", "cosine with warm-up", "poly"],
 )
-def test_schedules(options: dict[str, Any], rates: dict[int, float]) -> None:
+def test_schedules(options, rates) -> None:
     solver = SolverConfig(base_lr=0.1, **options)
     assert {at: learning_rate(solver, at) for at in rates} == pytest.approx(rates, abs=1e-12)
 

@@ -1,7 +1,3 @@
-"""Mirrors detection/engine/threshold.py."""
-
-from __future__ import annotations
-
 from detection.engine.threshold import shown_from
 
 

@@ -1,7 +1,5 @@
 """Mirrors detection/engine/trainer.py on a model of two weights; whole runs are in tests/detection/tasks."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os
@@ -60,7 +58,7 @@ def batches(**_: Any):
 
 
 @pytest.fixture
-def make_trainer(make_index, tmp_path: Path) -> Any:
+def make_trainer(make_index, tmp_path):
     index = make_index([[((0, 0, 9, 9), 0, False)]] * 2)
 
     def make(
@@ -127,7 +125,7 @@ def test_data_val_is_watched_and_chooses_what_is_tested_once(make_trainer) -> No
 
 
 @pytest.mark.parametrize("options", [{}, {"validate": validating(0.1, 0.5, 0.2, 0.3), "best_metric": None}])
-def test_without_a_choice_the_last_weights_are_tested(make_trainer, options: dict[str, Any]) -> None:
+def test_without_a_choice_the_last_weights_are_tested(make_trainer, options) -> None:
     weights = list[float]()
     trainer = make_trainer(test=noting(weights), evaluate_every=1, **options)
     result = trainer.run()
@@ -164,7 +162,7 @@ def test_patience_ends_a_run_that_goes_on_only_with_more_of_it(make_trainer, cap
 
 
 @pytest.mark.parametrize("left", [("0000002.safetensors", "best.safetensors"), ("best.safetensors",)])
-def test_best_weights_that_were_chosen_otherwise_are_put_aside(make_trainer, left: tuple[str, ...]) -> None:
+def test_best_weights_that_were_chosen_otherwise_are_put_aside(make_trainer, left) -> None:
     """The run goes on without data.val, or its checkpoints but the best were deleted and it starts anew."""
     first = make_trainer(validate=validating(0.1, 0.5), iterations=2, evaluate_every=1)
     first.run()
@@ -205,7 +203,7 @@ def test_a_run_that_was_killed_before_its_test_is_only_tested(make_trainer) -> N
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("stop", 0), ("skip", 3 * 4)])  # buffers of the one layer, steps
-def test_steps_of_a_plain_run_clone_no_statistics(make_trainer, monkeypatch, mode: str, expected: int) -> None:
+def test_steps_of_a_plain_run_clone_no_statistics(make_trainer, monkeypatch, mode, expected) -> None:
     model, cloned, clone = LineModel(), list[int](), Tensor.clone
     trainer, buffers = make_trainer(model, on_not_finite=mode), {id(buffer) for buffer in model.buffers()}
 

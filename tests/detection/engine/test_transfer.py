@@ -1,7 +1,3 @@
-"""Mirrors engine/transfer.py."""
-
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +111,7 @@ def test_rows_of_shared_classes_are_carried_over_and_everything_else_statistics_
         (("cat", "Cat"), {}, ("cat",), [2020, 1010, 2030]),  # but two spellings do not share rows
     ],
 )
-def test_which_rows_are_carried_over(here, renamed, carried, rows: list[float]) -> None:
+def test_which_rows_are_carried_over(here, renamed, carried, rows) -> None:
     model = TinyDetector(len(here))
     found = load_initial_weights(model, tiny_checkpoint(), here, renamed)
     assert (found.classes, found.new_layers) == (carried, ())

@@ -1,12 +1,7 @@
 """The experiments that documents cite: what is done, what is left, and records alone at the end."""
 
-from __future__ import annotations
-
 import json
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +29,7 @@ device: cpu
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def checkout(tmp_path, monkeypatch):
     """The current folder: a list of one experiment of four runs over red and blue images."""
     for name, text in (("list.yaml", LIST), ("depth.yaml", DEPTH), ("base.yaml", BASE), ("README.md", "# Results\n")):
         (tmp_path / name).write_text(text)
@@ -55,7 +50,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     signal.signal(signal.SIGTERM, before)
 
 
-def test_committed_records_count_as_done_and_say_what_the_rest_takes(checkout: Path) -> None:
+def test_committed_records_count_as_done_and_say_what_the_rest_takes(checkout) -> None:
     runs = checkout / "docs" / "experiments" / "depth" / "runs"
     for run, status in (
         ("plain20/0", {"state": "done", "hours": 0.2}),
@@ -78,7 +73,7 @@ def test_committed_records_count_as_done_and_say_what_the_rest_takes(checkout: P
 
 
 @pytest.mark.slow
-def test_runs_leave_records_alone_which_count_in_a_clone(checkout: Path, resdet: Callable[..., Any]) -> None:
+def test_runs_leave_records_alone_which_count_in_a_clone(checkout, resdet) -> None:
     (checkout / "depth.yaml").write_text(DEPTH.replace("[0, 1]", "[0]"))
     ended = resdet("evidence", "--list", "list.yaml")
     assert ended.status == 0, ended.err

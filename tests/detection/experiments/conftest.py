@@ -1,16 +1,12 @@
 """A tiny data set, and small scripts in the place of trainings."""
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture
-def card(make_coco: Callable[..., Path], write_card: Callable[..., str]) -> str:
+def card(make_coco, write_card) -> str:
     """Four images of training, three of test and one of validation, with cats and dogs."""
     for split, numbers in (("train", range(1, 5)), ("test", range(5, 8)), ("val", range(8, 9))):
         cats = [{"id": n, "image_id": n, "category_id": 3, "bbox": [9, 9, 20, 20], "area": 400} for n in numbers]
@@ -20,7 +16,7 @@ def card(make_coco: Callable[..., Path], write_card: Callable[..., str]) -> str:
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Callable[[str], tuple[str, ...]]:
+def program(tmp_path):
     """A command that runs a script; it has ``option`` and ``config`` of a training's command line, and ``run``."""
 
     def make(script: str) -> tuple[str, ...]:

@@ -1,9 +1,4 @@
-"""Mirrors detection/experiments/costs.py."""
-
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -95,7 +90,7 @@ def test_every_image_is_timed_once_after_the_warm_up() -> None:
     assert percentile([7.0], 0.95) == 7.0
 
 
-def test_costs_of_a_trained_detector(card: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_of_a_trained_detector(card, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(costs, "count_gflops", lambda *_, **__: 1.5)  # tracing takes seconds
     backbone = DetectorBackboneConfig(name="cifar_resnet20", norm="gn", roi_size=2, freeze_at=1)
     config = replace(TINY, backbone=backbone, data=replace(TINY.data, test=(f"{card}:test",), root=str(tmp_path)))

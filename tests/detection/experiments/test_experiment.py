@@ -1,9 +1,6 @@
 """Mirrors detection/experiments/experiment.py; the files of configs/experiments are held to it as well."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +22,9 @@ PYRAMID = ["backbone.fpn=true", "box.head=fc"]
 TIME = {"name": "equal_time", "minutes": 5}
 GRID = {"name": "learning_rate_grid", "factors": [1, 2], "validation": ["bccd:val"]}
 
-Write = Callable[..., Path]
-
 
 @pytest.fixture
-def write(tmp_path: Path) -> Write:
+def write(tmp_path):
     """An experiment file over a base of ResNet-50 on bccd; keys given as None are left out."""
 
     def write_file(**keys: Any) -> Path:
@@ -53,7 +48,7 @@ def with_large(*changes: str) -> dict[str, Any]:
     return VARIANTS | {"large": ["backbone.name=resnet34", *changes]}
 
 
-def test_variants_change_the_base_as_a_mapping_or_as_a_list(write: Write) -> None:
+def test_variants_change_the_base_as_a_mapping_or_as_a_list(write) -> None:
     nested = {"data": {"jitter": {"size": 64}, "augment": [{"VerticalFlip": {"p": 0.5}}]}, "init_classes": {"a": "b"}}
     experiment, variants = resolved(
         write(overrides=["solver.iterations=7"], variants={**VARIANTS, "o": nested}), ["seed=3"]
@@ -68,7 +63,7 @@ def test_variants_change_the_base_as_a_mapping_or_as_a_list(write: Write) -> Non
     assert other.data.augment == ({"VerticalFlip": {"p": 0.5}},)
 
 
-def test_allowed_differences_are_returned_with_all_values(write: Write) -> None:
+def test_allowed_differences_are_returned_with_all_values(write) -> None:
     (found,) = check_fair(*resolved(write()))
     assert (found.key, found.values) == ("backbone.name", {"small": "resnet18", "large": "resnet34"})
     variants = {"a": ["backbone.name=vgg16", "backbone.dropout=0.1"], "b": ["backbone.name=vgg16"]}
@@ -96,7 +91,7 @@ def test_allowed_differences_are_returned_with_all_values(write: Write) -> None:
         ({"heads": HEADS | {"two": ["seed=3"]}}, "seed differs .*variants and heads"),
     ],
 )
-def test_differences_that_are_not_allowed_are_refused(write: Write, keys: dict[str, Any], message: str) -> None:
+def test_differences_that_are_not_allowed_are_refused(write, keys, message) -> None:
     others = {"overrides": PYRAMID} if "heads" in keys else {}
     with pytest.raises(ValueError, match=message):
         check_fair(*resolved(write(**others, **keys)))
@@ -114,7 +109,7 @@ def test_differences_that_are_not_allowed_are_refused(write: Write, keys: dict[s
         ({"base": "none.yaml"}, "variant 'small': no config file '"),
     ],
 )
-def test_variants_that_are_no_config_are_named(write: Write, keys: dict[str, Any], message: str) -> None:
+def test_variants_that_are_no_config_are_named(write, keys, message) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         resolved(write(**keys))
 
@@ -127,7 +122,7 @@ def test_differences_of_sections_that_only_one_has() -> None:
     assert differences({"a": a, "c": a}) == ()
 
 
-def test_every_variant_runs_under_every_head_which_differ_in_what_they_say(write: Write, tmp_path: Path) -> None:
+def test_every_variant_runs_under_every_head_which_differ_in_what_they_say(write, tmp_path) -> None:
     experiment, configs = resolved(write(heads=HEADS, overrides=PYRAMID))
     assert experiment.arms_by_head["dense"] == {"small": "dense.small", "large": "dense.large"}
     assert {arm: (c.architecture, c.backbone.name, c.solver.base_lr) for arm, c in configs.items()} == {
@@ -169,14 +164,14 @@ def test_every_variant_runs_under_every_head_which_differ_in_what_they_say(write
         ({"detections": {"../yolo": ["base.yaml"]}}, "names a folder"),
     ],
 )
-def test_files_that_describe_no_experiment(write: Write, keys: dict[str, Any], message: str) -> None:
+def test_files_that_describe_no_experiment(write, keys, message) -> None:
     path = write(**keys)
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         load_experiment(path)
     assert f"experiment {path}" in str(error.value)
 
 
-def test_files_that_are_no_mapping(tmp_path: Path) -> None:
+def test_files_that_are_no_mapping(tmp_path) -> None:
     path = tmp_path / "a.yaml"
     for text, message in ((None, "can't be read"), ("[1]", "must hold a YAML mapping"), ("{", "can't be read")):
         if text is not None:
@@ -186,7 +181,7 @@ def test_files_that_are_no_mapping(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_experiment_here_is_fair_and_has_a_header(path: Path) -> None:
+def test_every_experiment_here_is_fair_and_has_a_header(path) -> None:
     experiment = load_experiment(path)
     classifies = "classification" in section_names(experiment.base)
     assert check_fair(experiment, resolve_variants(experiment, ClassificationConfig if classifies else DetectionConfig))
@@ -203,7 +198,7 @@ def test_every_experiment_here_is_fair_and_has_a_header(path: Path) -> None:
         ("coco_heads", [f"coco/modern/{head}_r50_fpn_1x" for head in ("faster_rcnn", "retinanet", "fcos")]),
     ],
 )
-def test_experiments_are_the_single_configs(name: str, recipes: list[str]) -> None:
+def test_experiments_are_the_single_configs(name, recipes) -> None:
     experiment, variants = resolved(CONFIGS / "experiments" / f"{name}.yaml")
     singles = [load_config(DetectionConfig, CONFIGS / f"{r}.yaml", experiment.overrides) for r in recipes]
     if not experiment.heads:  # at paper scale, three times

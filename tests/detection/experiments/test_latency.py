@@ -1,9 +1,4 @@
-"""Mirrors detection/experiments/latency.py."""
-
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +17,7 @@ device: cpu
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("card")
-def test_each_place_has_a_file_of_all_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_place_has_a_file_of_all_variants(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.yaml").write_text(BASE)
     variants = {"small": [], "plain": ["backbone.name=cifar_plain20"]}
@@ -41,7 +36,7 @@ def test_each_place_has_a_file_of_all_variants(tmp_path: Path, monkeypatch: pyte
     assert all(0 < row["p50"] <= row["p95"] and row["weights"] is None for row in second["variants"].values())
 
 
-def test_places_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_that_are_not_there_are_refused(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--latency-on cuda"):
         Place(device="cuda")

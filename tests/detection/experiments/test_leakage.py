@@ -1,10 +1,5 @@
-"""Mirrors detection/experiments/leakage.py."""
-
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +13,6 @@ from detection.experiments.detectors import DETECTORS
 from detection.experiments.experiment import load_experiment, resolve_variants
 from detection.experiments.leakage import check_leakage
 
-Check = Callable[..., dict[str, Any]]
-Files = list[Path]
-
 
 @pytest.fixture
 def said() -> list[str]:
@@ -28,7 +20,7 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def check(tmp_path: Path, card: str, said: list[str]) -> Check:
+def check(tmp_path, card, said):
     """Looks for leakage in an experiment; gives leakage.json."""
     (tmp_path / "base.yaml").write_text(f"data: {{train: ['{card}:train'], test: ['{card}:test'], root: {tmp_path}}}")
 
@@ -45,18 +37,16 @@ def check(tmp_path: Path, card: str, said: list[str]) -> Check:
 
 
 @pytest.fixture
-def train(check: Check, tmp_path: Path) -> list[Path]:
+def train(check, tmp_path) -> list[Path]:
     return sorted((tmp_path / "coco/train").glob("*.jpg"))
 
 
 @pytest.fixture
-def test(check: Check, tmp_path: Path) -> list[Path]:
+def test(check, tmp_path) -> list[Path]:
     return sorted((tmp_path / "coco/test").glob("*.jpg"))
 
 
-def test_images_of_their_own_pass_and_are_not_read_again(
-    check: Check, train: Files, test: Files, said: list[str], monkeypatch: Any
-) -> None:
+def test_images_of_their_own_pass_and_are_not_read_again(check, train, test, said, monkeypatch) -> None:
     found = check()
     assert (found["test_images"], found["train_images"], found["unread"]) == (3, 4, 0)
     assert (found["copies"], found["near_copies"]) == ({"count": 0, "examples": []}, None)
@@ -70,9 +60,7 @@ def test_images_of_their_own_pass_and_are_not_read_again(
         check()
 
 
-def test_copies_are_refused_with_both_files(
-    check: Check, train: Files, test: Files, tmp_path: Path, said: list[str]
-) -> None:
+def test_copies_are_refused_with_both_files(check, train, test, tmp_path, said) -> None:
     for number in (0, 2):
         shutil.copy(train[3 - number], test[number])
     with pytest.raises(ValueError, match="allow_leakage: true") as refusal:
@@ -89,7 +77,7 @@ def test_copies_are_refused_with_both_files(
         check(overrides=[f"data.train=[{card}:train,{card}:test]"])
 
 
-def test_near_copies_and_missing_images_are_told(check: Check, train: Files, test: Files, said: list[str]) -> None:
+def test_near_copies_and_missing_images_are_told(check, train, test, said) -> None:
     with Image.open(train[1]) as image:
         image.save(test[1], quality=70)
     found = check(near=True)
@@ -102,7 +90,7 @@ def test_near_copies_and_missing_images_are_told(check: Check, train: Files, tes
     assert [line.startswith("warning: ") and "coco.yaml:train" in line for line in said] == [True]
 
 
-def test_only_files_of_one_size_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_files_of_one_size_are_read(monkeypatch) -> None:
     read: list[str] = []
     monkeypatch.setattr(near_copies, "_content", lambda path: read.append(path) or path[-1].encode())
     pairs, unread = near_copies.copies_between({"a1": 10, "b2": 20, "c3": 30}, {"d1": 10, "e2": 21, "f4": 30})

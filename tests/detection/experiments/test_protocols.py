@@ -1,11 +1,4 @@
-"""Mirrors detection/experiments/protocols.py."""
-
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -38,9 +31,7 @@ def test_milestones_and_warm_up_keep_their_places() -> None:
     assert scale_solver(scaled, 250) == scaled
 
 
-def test_a_step_s_time_is_the_median_of_trainings(
-    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_s_time_is_the_median_of_trainings(program, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     programs = Programs(program(TRAINER), ())
     solver = DetectorSolverConfig(iterations=90000, log_every=20, checkpoint_every=10, evaluate_every=10)
@@ -56,7 +47,7 @@ def test_a_step_s_time_is_the_median_of_trainings(
 
 
 @pytest.fixture
-def search(tmp_path: Path) -> Callable[..., list[Run]]:
+def search(tmp_path):
     """Finished runs of a search, by the APs of a variant at the rates 0.5, 1 and 2; None: it failed, -1: no AP."""
 
     def write(**variants: tuple[float | None, ...]) -> list[Run]:
@@ -74,7 +65,7 @@ def search(tmp_path: Path) -> Callable[..., list[Run]]:
     return write
 
 
-def test_the_best_rate_of_each_variant_is_chosen(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_rate_of_each_variant_is_chosen(search, monkeypatch) -> None:
     grid = choose_rates(search(a=(0.2, 0.4, 0.4), b=(None, -1.0, 0.0), c=(None, None, None), d=(0.3,)), "bbox.AP")
     assert grid["metric"] == "bbox.AP"
     assert grid["variants"] == {
@@ -99,7 +90,7 @@ def test_the_best_rate_of_each_variant_is_chosen(search: Any, monkeypatch: pytes
         ((1.0,), [1.0], ()),
     ],
 )
-def test_a_grid_grows_beyond_the_edge_that_one_chose(factors: Any, chosen: Any, expected: Any) -> None:
+def test_a_grid_grows_beyond_the_edge_that_one_chose(factors, chosen, expected) -> None:
     assert grow(factors, {str(number): {"chosen": best} for number, best in enumerate(chosen)}) == expected
 
 

@@ -1,9 +1,7 @@
 """Builds the folder of a backbone experiment without training: detections are objects, moved, renamed or dropped."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,29 +91,29 @@ def write_experiment(
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> tuple[str, Path]:
+def data(tmp_path) -> tuple[str, Path]:
     return write_data(tmp_path)
 
 
 @pytest.fixture
-def make_run(data: tuple[str, Path]) -> Callable[..., Path]:
+def make_run(data):
     return partial(write_run, data)
 
 
 @pytest.fixture
-def make_experiment(data: tuple[str, Path]) -> Callable[..., Path]:
+def make_experiment(data):
     return partial(write_experiment, data)
 
 
 @pytest.fixture(scope="session")
-def whole_experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_experiment(tmp_path_factory) -> Path:
     """Two variants, the second far better, with three seeds each; a test that writes copies it."""
     data = write_data(tmp_path_factory.mktemp("whole"))
     return write_experiment(data, {"resnet18": 0.5, "resnet34": 0.95}, seeds=(0, 1, 2))
 
 
 @pytest.fixture(scope="session")
-def whole_report(whole_experiment: Path) -> Path:
+def whole_report(whole_experiment) -> Path:
     """Its page, beside report.json and report.md."""
     return write_report(whole_experiment)
 

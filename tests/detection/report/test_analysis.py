@@ -1,10 +1,7 @@
 """The analysis of one run and of two."""
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +9,6 @@ import pytest
 
 from detection.data.cards import load_dataset
 from detection.report.analysis import write_analysis
-
-Make = Callable[..., Path]
 
 
 def test_one_run(make_run, tmp_path) -> None:

@@ -1,10 +1,7 @@
 """A whole report, from a made-up experiment folder to its files."""
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -35,7 +32,7 @@ def change_plan(output: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def report(whole_experiment, whole_report) -> tuple[Path, dict[str, Any], str]:
+def report(whole_experiment, whole_report):
     return whole_experiment, json.loads((whole_report.parent / "report.json").read_text()), whole_report.read_text()
 
 
@@ -174,9 +171,7 @@ def test_arms_of_other_programs_and_latency_measured_elsewhere_stand_beside_trai
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_whole_report_is_readable_in_a_browser(
-    make_experiment, inspect_page: Callable[..., dict[str, Any]], width: int
-) -> None:
+def test_a_whole_report_is_readable_in_a_browser(make_experiment, inspect_page, width) -> None:
     skills = {"resnet18_with_a_long_name": 0.5, "resnet34": 0.9, "plain18": 0.45}
     seen = inspect_page(write_report(make_experiment(skills, seeds=SEEDS)), width)
     assert seen == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}

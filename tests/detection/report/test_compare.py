@@ -1,14 +1,11 @@
 """Mirrors detection/report/compare.py and classifiers.py: whole experiments on a handful of tiny images."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +57,7 @@ seeds: [3]
 
 
 @pytest.fixture(autouse=True)
-def own_signals() -> Iterator[None]:
+def own_signals():
     """The command takes SIGTERM, here in the process of the tests."""
     before = signal.getsignal(signal.SIGTERM)
     yield

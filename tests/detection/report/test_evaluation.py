@@ -1,11 +1,9 @@
 """Mirrors detection/report/evaluation.py and detection/tasks/evaluate.py: files of other programs."""
 
-from __future__ import annotations
-
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ CATEGORIES = {3: "cat", 18: "dog", 90: "sheep <&>"}
 
 
 @pytest.fixture
-def write(tmp_path) -> Callable[[str, Any], Path]:
+def write(tmp_path):
     """Writes JSON into a file of this name."""
 
     def write(name: str, content: Any) -> Path:
@@ -238,7 +236,7 @@ def test_the_command_writes_page_markdown_and_numbers(write, tmp_path, resdet) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_is_readable_in_a_browser(write, tmp_path, inspect_page, width: int) -> None:
+def test_the_page_is_readable_in_a_browser(write, tmp_path, inspect_page, width) -> None:
     truth, skills = make_truth(), {"cascade_rcnn_swin_large_fpn": 0.9, "b": 0.6, "c": 0.5}
     files = {
         name: [write(f"{name}{seed}.json", find(truth, skill=skill, seed=seed)) for seed in range(2)]

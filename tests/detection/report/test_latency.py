@@ -1,7 +1,3 @@
-"""Mirrors detection/report/latency.py."""
-
-from __future__ import annotations
-
 from typing import Any
 
 from detection.pages.page import Table

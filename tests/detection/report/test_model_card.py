@@ -1,7 +1,5 @@
 """A card says what a run recorded, in the form that the hub reads, and names what is missing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Which of the paper's figures stand beside which run."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Mirrors detection/report/plan.py, and resdet compare --plan."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Mirrors detection/report/recipe.py, on numbers made by hand."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -56,7 +54,7 @@ def test_one_line_holds_the_recipe_and_what_the_arms_do_not_share_is_called_vari
         (grid(0.1, 0.3, 0.2), None),
     ],
 )
-def test_doubtful_figures_are_warned_of_and_sound_ones_are_not(given: dict[str, Any], told: str | None) -> None:
+def test_doubtful_figures_are_warned_of_and_sound_ones_are_not(given, told) -> None:
     found = warnings(given)
     assert (told in found[0] and len(found) == 1) if told else found == []
 

@@ -1,7 +1,5 @@
 """Mirrors detection/report/robustness.py, on runs whose detections under corruption are made up."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """Mirrors detection/report/training.py and the metrics that reading.py gives it."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

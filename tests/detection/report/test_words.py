@@ -1,7 +1,5 @@
 """Numbers as they are printed, and as JSON gets them."""
 
-from __future__ import annotations
-
 import json
 import math
 

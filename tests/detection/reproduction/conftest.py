@@ -1,7 +1,5 @@
 """Stand-ins for VOC and COCO, in their real layouts, and a schedule of a few steps."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -69,7 +67,7 @@ def write_coco(root: Path, split: str, first: int) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+def tiny(tmp_path_factory) -> tuple[str, ...]:
     """Changes that make every detector train in a few steps on four images a split of VOC 2007, 2012 and COCO 2014."""
     root = tmp_path_factory.mktemp("data")
     for number, (year, split) in enumerate((("2007", "trainval"), ("2007", "test"), ("2012", "trainval"))):

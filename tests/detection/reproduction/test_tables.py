@@ -1,7 +1,5 @@
 """Mirrors tables.py and figures.py; every file of configs/reproduce is held to the paper."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ def finish(job: Job, metric: dict[str, dict[str, float]] | None) -> None:
         (job.run_directory / "result.json").write_text(json.dumps(metric))
 
 
-def test_every_table_has_the_figures_of_the_paper_and_shares_runs_by_their_names(tmp_path: Path) -> None:
+def test_every_table_has_the_figures_of_the_paper_and_shares_runs_by_their_names(tmp_path) -> None:
     found, seen = dict[str, Any](), dict[Path, Job]()
     for name in table_names():
         table, jobs = jobs_of(name, tmp_path)
@@ -48,7 +46,7 @@ def test_every_table_has_the_figures_of_the_paper_and_shares_runs_by_their_names
     }
 
 
-def test_bands_decide_where_there_are_some_and_else_the_difference_is_shown(tmp_path: Path) -> None:
+def test_bands_decide_where_there_are_some_and_else_the_difference_is_shown(tmp_path) -> None:
     table, jobs = jobs_of("table7", tmp_path)
     for job, metric in zip(jobs, ({"voc": {"mAP": 0.7152}}, {"voc": {"mAP": 0.7471}}, None), strict=False):
         finish(job, metric)
@@ -64,7 +62,7 @@ def test_bands_decide_where_there_are_some_and_else_the_difference_is_shown(tmp_
     assert [figure.verdict for figure in table_figures(table, jobs)] == shown
 
 
-def test_a_changed_recipe_has_no_verdict_and_runs_of_another_config_are_refused(tmp_path: Path) -> None:
+def test_a_changed_recipe_has_no_verdict_and_runs_of_another_config_are_refused(tmp_path) -> None:
     table, jobs = jobs_of("table7", tmp_path / "a", "solver.base_lr=0.002", "data.root=elsewhere")
     finish(jobs[0], {"voc": {"mAP": 0.9}})
     assert table_figures(table, jobs)[0].verdict == ""
@@ -85,7 +83,7 @@ def test_a_changed_recipe_has_no_verdict_and_runs_of_another_config_are_refused(
         ("{name: a, run: trains, config: x.yaml}", r"programs\[0\]\.run"),
     ],
 )
-def test_malformed_files_are_refused_by_name(tmp_path: Path, programs: str, message: str) -> None:
+def test_malformed_files_are_refused_by_name(tmp_path, programs, message) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(f'{{table: "1", title: t, programs: [{programs}]}}')
     with pytest.raises(ValueError, match=message) as error:

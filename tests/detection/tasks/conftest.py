@@ -1,7 +1,5 @@
 """A tiny data set and detector, its finished run, and what tests of whole runs do with them; once a session."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -32,13 +30,13 @@ from detection.tasks.train import run_training
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits(tmp_path_factory) -> Path:
     """The data root of six training and two test images."""
     return write_digits(tmp_path_factory.mktemp("digits"), num_train=6, num_test=2).parent
 
 
 @pytest.fixture(scope="session")
-def tiny(digits: Path) -> DetectionConfig:
+def tiny(digits) -> DetectionConfig:
     """A detector of 0.4 million weights that trains for four steps with a checkpoint after every second one."""
     few: dict[str, Any] = {"pre_nms_train": 64, "pre_nms_test": 200, "post_nms_train": 16, "post_nms_test": 64}
     small: dict[str, Any] = {"shorter_side": 64, "longer_side": 96, "workers": 0}
@@ -64,7 +62,7 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def finished(tiny: DetectionConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(tiny, tmp_path_factory) -> Run:
     """A run that nothing interrupted; a test that writes copies it."""
     path = tmp_path_factory.mktemp("runs") / "finished"
     return Run(path, run_training(tiny, path))
@@ -135,5 +133,5 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def lab(finished: Run) -> Lab:
+def lab(finished) -> Lab:
     return Lab(finished)

@@ -1,7 +1,5 @@
 """Mirrors detection/tasks/alternating.py and resdet alternating: the four steps by hand, then whole."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal

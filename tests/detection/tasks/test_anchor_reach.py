@@ -1,8 +1,5 @@
 """Mirrors detection/tasks/anchor_reach.py: against every anchor of the detector's own grid."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -21,8 +18,6 @@ from detection.config.detection import (
 from detection.data.index import AnnotationIndex
 from detection.model.anchors import AnchorGenerator
 from detection.tasks.anchor_reach import reach_of_config, reach_of_suggested, suggest
-
-MakeIndex = Callable[..., AnnotationIndex]
 
 SINGLE = AnchorConfig(sizes=(16.0, 40.0), ratios=(0.5, 2.0))
 PYRAMID = AnchorConfig(sizes=(8.0, 16.0, 32.0, 64.0, 128.0), ratios=(0.5, 1.0))

@@ -1,10 +1,7 @@
 """Mirrors detection/tasks/check.py and data_page.py: what is printed, the exit status, and the page in a browser."""
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +17,7 @@ OUTSIDE = ("dog", (300, 1, 310, 9), False)
 
 
 @pytest.fixture
-def run(resdet, tmp_path) -> Callable[..., tuple[object, str]]:
+def run(resdet, tmp_path):
     """Checks data below tmp_path: the exit status and what was printed."""
 
     def check(*args: object) -> tuple[object, str]:

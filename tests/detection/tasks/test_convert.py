@@ -1,7 +1,3 @@
-"""Mirrors detection/tasks/convert.py."""
-
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,7 +44,7 @@ def card(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "training_script"])
-def test_torchvision_there_and_back(state, card, tmp_path, wrapped: bool, resdet) -> None:
+def test_torchvision_there_and_back(state, card, tmp_path, wrapped, resdet) -> None:
     torch.save({"model": state, "epoch": 3} if wrapped else state, tmp_path / "model.pth")
     run, back = tmp_path / "run", tmp_path / "back.pth"
     outcome = resdet("convert", tmp_path / "model.pth", "--output", run, "--classes", card, "--norm-eps", "0")

@@ -1,7 +1,5 @@
 """An export is written whole with its proof, or not at all."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

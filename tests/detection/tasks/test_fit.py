@@ -1,7 +1,5 @@
 """Mirrors detection/tasks/fit.py; a stand-in step has as much memory as a test says."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -16,7 +14,7 @@ from detection.tasks.fit import fewest_parts, largest_images, smallest_accumulat
 
 
 @pytest.mark.parametrize(("at_once", "expected"), [(12, 1), (11, 2), (6, 2), (5, 3), (1, 12), (0, None)])
-def test_the_fewest_parts_that_are_small_enough(at_once: int, expected: int | None) -> None:
+def test_the_fewest_parts_that_are_small_enough(at_once, expected) -> None:
     tried = list[int]()
 
     def holds(accumulate: int) -> bool:

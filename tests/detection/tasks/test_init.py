@@ -1,7 +1,5 @@
 """Mirrors tasks/init.py, first_card.py and recipe.py: from a folder to a trained detector in three commands."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -71,7 +69,7 @@ class TestThreeCommands:
         ("kind", "title"),
         [("yolo_polygons", "YOLO txt"), ("labelme", "LabelMe JSON"), ("cvat", "CVAT XML"), ("csv", "CSV of boxes")],
     )
-    def test_a_folder_is_checked_trained_on_and_predicted(self, made_folder, resdet, kind: str, title: str) -> None:
+    def test_a_folder_is_checked_trained_on_and_predicted(self, made_folder, resdet, kind, title) -> None:
         folder, output = made_folder(kind), Path("output") / kind
         checked = resdet("check", folder, "--from", "none")
         assert (checked.status, checked.err) == (0, "")
@@ -89,7 +87,7 @@ class TestThreeCommands:
     @pytest.mark.slow
     @pytest.mark.data
     @pytest.mark.parametrize(("name", "title"), [("bccd", "PASCAL VOC XML"), ("coco128", "COCO JSON")])
-    def test_real_folders(self, data_root_for_tests, tmp_path, resdet, name: str, title: str) -> None:
+    def test_real_folders(self, data_root_for_tests, tmp_path, resdet, name, title) -> None:
         folder = data_root_for_tests / name
         if name == "bccd":  # without its lists
             ignored = shutil.ignore_patterns("ImageSets")
@@ -157,7 +155,7 @@ class TestCard:
         assert config_of(project).data.test == (f"{project.card.resolve()}:test",)
 
     @pytest.mark.parametrize("kind", ["voc", "voc_flat", "coco", "yolo_plain", "cvat", "label_studio", "open_images"])
-    def test_the_lists_of_every_format_are_read_back(self, made_folder, kind: str) -> None:
+    def test_the_lists_of_every_format_are_read_back(self, made_folder, kind) -> None:
         project, count = begin(made_folder(kind)), 0
         for name in ("train", "val"):
             index, problems = load_dataset([f"{project.card}:{name}"], Path())
@@ -268,7 +266,7 @@ class TestTransfer:
     """Fine-tuning from detectors whose classes are others."""
 
     @pytest.mark.parametrize("name", ["retinanet", "fcos", "keypoint_rcnn", "mask_rcnn"])
-    def test_keys_of_parts_that_the_detector_lacks_are_left_out(self, made_folder, name: str, monkeypatch) -> None:
+    def test_keys_of_parts_that_the_detector_lacks_are_left_out(self, made_folder, name, monkeypatch) -> None:
         config = load_config(DetectionConfig, ROOT / f"configs/digits/{name}_resnet18_fpn.yaml")
         monkeypatch.setattr(init, "read_origin", lambda *_, **__: Checkpoint(Path("x"), {}, config, ("0",), 1))
         project = begin(made_folder("csv"), start="x")

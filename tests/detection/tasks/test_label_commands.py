@@ -1,7 +1,5 @@
 """Networks of label maps through the commands: train, test, evaluate, analyze, predict."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

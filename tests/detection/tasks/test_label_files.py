@@ -1,9 +1,4 @@
-"""Mirrors detection/tasks/label_files.py."""
-
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +16,6 @@ from detection.structures import VOID
 from detection.tasks.evaluate import without_objects
 from detection.tasks.label_files import LabelFiles, file_stems, predicted_maps, read_counts, write_counts
 
-MakeIndex = Callable[..., AnnotationIndex]
 VALUES = {7: 0, 8: 1, 0: VOID, 255: VOID}
 
 

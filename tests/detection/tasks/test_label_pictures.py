@@ -1,7 +1,3 @@
-"""Mirrors detection/tasks/label_pictures.py."""
-
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """resdet methods: a table of test-time methods over the checkpoints given."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,11 +1,8 @@
 """A panoptic network through the tasks: tested, its files judged again, and asked for one image."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +10,7 @@ import torch
 from PIL import Image
 
 from detection.build import build_detector
-from detection.config.detection import (
-    DetectionConfig,
-    MaskConfig,
-    PanopticConfig,
-    SemanticConfig,
-)
+from detection.config.detection import DetectionConfig, MaskConfig, PanopticConfig, SemanticConfig
 from detection.data.digits import CLASSES, STUFF
 from detection.data.panoptic_files import segment_numbers
 from detection.engine.checkpoint import Checkpoint
@@ -49,7 +41,7 @@ def checkpoint(tiny, lab) -> Checkpoint[DetectionConfig]:
 
 
 @pytest.fixture(scope="module")
-def tested(checkpoint, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+def tested(checkpoint, tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
     return run, run_test(checkpoint.config, checkpoint, run, say=lambda line: None)
 

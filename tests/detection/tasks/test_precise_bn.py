@@ -1,7 +1,3 @@
-"""Mirrors detection/tasks/precise_bn.py."""
-
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,9 +1,6 @@
 """A test of a published detector: resdet test --zoo."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from detection.weights import zoo
 from detection.weights.torchvision import convert_torchvision
 from detection.weights.zoo import Entry
 
-Resdet = Callable[..., Any]
 ENTRY = Entry("small", "torchvision", "http://host/model-00000000.pth", "digits:test", ap=12.3, mask_ap=45.6)
 
 

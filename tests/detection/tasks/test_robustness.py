@@ -1,7 +1,3 @@
-"""Mirrors detection/tasks/robustness.py."""
-
-from __future__ import annotations
-
 import json
 
 from detection.data.corruptions import CORRUPTIONS

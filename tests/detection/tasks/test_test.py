@@ -1,7 +1,5 @@
 """Mirrors detection/tasks/test.py: whole tests of checkpoints, and what a test refuses."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Mirrors detection/tasks/train.py: whole runs on a handful of tiny images."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Mirrors detection/commands/detectors.py: train, then test, on a handful of tiny images."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

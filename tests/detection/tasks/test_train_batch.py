@@ -1,7 +1,3 @@
-"""Mirrors detection/tasks/train_batch.py."""
-
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

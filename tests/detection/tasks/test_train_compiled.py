@@ -1,8 +1,5 @@
 """Runs with solver.compile and test.compile give what eager runs give; Dynamo makes the graphs, eager runs them."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -26,7 +23,7 @@ STEPS = 3
 
 
 @pytest.fixture(autouse=True)
-def no_compiler(monkeypatch) -> Iterator[None]:
+def no_compiler(monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     yield
     torch.compiler.reset()
@@ -53,7 +50,7 @@ def config(tiny) -> DetectionConfig:
         pytest.param("inductor", marks=[pytest.mark.compiler, pytest.mark.timeout(1500)]),
     ],
 )
-def test_a_compiled_run_that_goes_on_equals_an_eager_one(backend: str, config, lab, tmp_path, monkeypatch) -> None:
+def test_a_compiled_run_that_goes_on_equals_an_eager_one(backend, config, lab, tmp_path, monkeypatch) -> None:
     """With parts of a step, averaged weights and operations of a fixed order."""
     monkeypatch.setattr(compiled, "BACKEND", backend)
     eager = lab.changed(
