@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from detection.engine import compiled
 from detection.engine.checkpoint import read_checkpoint
 from detection.progress import SCREEN
 from detection.tasks.test import run_test
@@ -397,6 +399,17 @@ def inspect_page(browse) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
+def assert_readable(inspect_page) -> Callable[[Path], None]:
+    """Asserts that on a phone and on a desk nothing of a page is outside, overlaps or is pale."""
+
+    def check(page: Path) -> None:
+        for width in (390, 1280):
+            assert inspect_page(page, width) == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}
+
+    return check
+
+
+@pytest.fixture
 def print_page(browse) -> Callable[[Path], bytes]:
     """The PDF of a page; skipped where there is no browser."""
 
@@ -406,6 +419,14 @@ def print_page(browse) -> Callable[[Path], bytes]:
         return pdf.read_bytes()
 
     return print_it
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Dynamo makes the graphs, and eager PyTorch runs them."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    yield
+    torch.compiler.reset()
 
 
 class Terminal(io.StringIO):

@@ -60,7 +60,11 @@ def test_defaults_are_those_of_the_papers_without_modern_options() -> None:
         (DETECTOR, "data: {copy_paste: 1.5}", "data.copy_paste", "at most 1.0, got 1.5"),
         (DETECTOR, "data: {jitter: {}, train_shorter_sides: [9]}", "data.jitter", "leave train_shorter_sides empty"),
         (DETECTOR, "data: {jitter: {low: 1.5, high: 1}}", "data.jitter.low", "at most high, got low 1.5 and high 1.0"),
-        (DETECTOR, "test: {scales: [600]}", "test.scales", "got [600]"),
+        *(
+            (DETECTOR, f"test: {{scales: {bad}}}", "scales takes two or more rising", "")
+            for bad in ([6], [6, 4], [6, 6])
+        ),
+        *((DETECTOR, f"test: {{vote_iou: {bad}}}", "test.vote_iou", f"got {bad}") for bad in (0, 1.5)),
         (DETECTOR, "architecture: cascade_rcnn", "architecture", "set box.head to fc"),
         (DETECTOR, "rpn: {post_nms_test: 100000}", "rpn.post_nms_test", "at most 20000, got 100000"),
         (DETECTOR, "architecture: fast_rcnn", "architecture", "did you mean 'faster_rcnn'?"),

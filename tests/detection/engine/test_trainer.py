@@ -23,6 +23,7 @@ from detection.engine.loop import NotFiniteError
 from detection.engine.manifest import read_manifest
 from detection.engine.signals import StoppedError
 from detection.engine.trainer import Trainer, is_finished
+from detection.evaluation.metrics import Metric
 from detection.padded import Targets
 from detection.structures import ImageBatch, Target
 
@@ -109,7 +110,7 @@ def test_reports_have_means_and_the_rate_follows_its_schedule(make_trainer) -> N
     assert model.frames == ["run", "step"]  # nothing else lies between a task and the model
 
 
-def test_data_val_is_watched_and_chooses_what_is_tested_once(make_trainer) -> None:
+def test_data_val_is_watched_and_chooses_what_is_tested_once(make_trainer, monkeypatch) -> None:
     model, weights = LineModel(), list[float]()
     trainer = make_trainer(model, validate=validating(0.1, 0.5, None, 0.3), test=noting(weights), evaluate_every=1)
     result = trainer.run()
@@ -122,6 +123,11 @@ def test_data_val_is_watched_and_chooses_what_is_tested_once(make_trainer) -> No
     assert resolve_weights(trainer.output).name == "best.safetensors"
     again = make_trainer(name="peeked", validate=validating(0.5), test=noting([]), sets=("a:test", "a:test"))
     assert again.run()["weights"]["chosen_on_test"] is True
+    error = Metric("bbox.AP", "error", lower_is_better=True)
+    monkeypatch.setattr("detection.evaluation.metrics.METRICS", (error,))
+    values, keys = (0.5, None, 0.2, 0.3), {"evaluate_every": 1, "keep_checkpoints": 1}
+    lower = make_trainer(name="lower", validate=validating(*values), test=noting([]), **keys)
+    assert lower.run()["weights"]["iteration"] == 3
 
 
 @pytest.mark.parametrize("options", [{}, {"validate": validating(0.1, 0.5, 0.2, 0.3), "best_metric": None}])

@@ -1,12 +1,9 @@
-"""Mirrors detection/tasks/fit.py; a stand-in step has as much memory as a test says."""
-
 from typing import Any
 
 import pytest
 import torch
 
 from detection.build import build_detector
-from detection.config.load import dump_config
 from detection.data.loader import load_data
 from detection.data.transforms import Resize
 from detection.tasks import fit
@@ -53,9 +50,8 @@ def test_the_memory_decides_the_parts_and_the_model_stays(tiny, lab, monkeypatch
         assert lab.differing(detector.state_dict(), before) == []
 
 
-def test_a_cpu_says_that_nothing_has_to_fit(tiny, resdet, tmp_path) -> None:
-    (tmp_path / "tiny.yaml").write_text(dump_config(tiny))
+def test_a_cpu_says_that_nothing_has_to_fit(tiny_file, resdet, tmp_path) -> None:
     short = ("solver.iterations=1", "data.test=[]", "solver.log_sinks=[]")
-    trained = resdet("train", tmp_path / "tiny.yaml", "--output-dir", tmp_path / "run", "--fit", *short)
+    trained = resdet("train", tiny_file, "--output-dir", tmp_path / "run", "--fit", *short)
     assert (trained.status, trained.err) == (0, "")
     assert "--fit: a CPU" in trained.out

@@ -31,11 +31,8 @@ def maps_of(index: AnnotationIndex) -> LabelMaps:
     return index.label_maps
 
 
-def test_images_of_one_name_have_files_of_their_own(index) -> None:
-    assert file_stems(index) == ["one_5", "One_9", "two"]
-
-
 def test_label_maps_are_written_in_the_values_of_the_card_and_read_back(index, tmp_path) -> None:
+    assert file_stems(index) == ["one_5", "One_9", "two"]
     labels = np.array([[0, 1, VOID], [1, 1, 0]], np.uint8)
     write = LabelFiles(index, tmp_path)
     for row in range(3):
@@ -69,16 +66,10 @@ def test_segments_are_written_in_cocos_panoptic_format(index, tmp_path) -> None:
 
 
 def test_counts_come_back_as_they_were(index, tmp_path) -> None:
-    rng, plain = np.random.default_rng(0), without_objects(index)
-    counted = [
-        replace(
-            record,
-            label_counts=csr_array(rng.integers(0, 3, (2, 3)).astype(np.int32)),
-            panoptic_counts=rng.random((2, 4)) * [[1], [0]],
-        )
-        for record in plain[:2]
-    ]
-    path = tmp_path / "segmentation.json"
+    rng, plain, path = np.random.default_rng(0), without_objects(index), tmp_path / "segmentation.json"
+    labels, panoptic = csr_array(rng.integers(0, 3, (2, 3)).astype(np.int32)), rng.random((2, 4)) * [[1], [0]]
+    first, second = (replace(one, label_counts=labels, panoptic_counts=panoptic) for one in plain[:2])
+    counted = [first, replace(second, label_counts=2 * labels, panoptic_counts=2 * panoptic)]
     write_counts(path, [*counted, plain[2]], maps_of(index))
     found = read_counts(path, plain, maps_of(index))
     for record, back in zip(counted, found, strict=False):
@@ -90,8 +81,7 @@ def test_counts_come_back_as_they_were(index, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"segmentation\.json has the classes .*car.*lorry"):
         read_counts(path, plain, replace(maps_of(index), class_names=("road", "lorry")))
     write_counts(path, counted, maps_of(index))
-    with pytest.raises(ValueError, match=r"two\.jpg"):
-        read_counts(path, plain, maps_of(index))
-    path.write_text("{")
-    with pytest.raises(ValueError, match=r"segmentation\.json"):
-        read_counts(path, plain, maps_of(index))
+    for message in (r"two\.jpg", r"segmentation\.json"):
+        with pytest.raises(ValueError, match=message):
+            read_counts(path, plain, maps_of(index))
+        path.write_text("{")

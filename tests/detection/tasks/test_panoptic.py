@@ -23,18 +23,14 @@ from detection.tasks.test import read_records, run_test
 @pytest.fixture(scope="module")
 def checkpoint(tiny, lab) -> Checkpoint[DetectionConfig]:
     """Of a network that never learned anything, all of whose objects count."""
-    config = lab.changed(
-        tiny,
-        data__test=("digits_panoptic:test",),
-        data__train=(),
-        box__pool="roi_align",
-        test__score_threshold=0.0,
-        test__max_detections=5,
-        mask=MaskConfig(convs=1, channels=8),
-        semantic=SemanticConfig(channels=32, loss_weight=0.5),
-        panoptic=PanopticConfig(stuff=STUFF, instance_score=0.0, stuff_area=1),
-        architecture="panoptic_fpn",
-    )
+    parts = {
+        "mask": MaskConfig(convs=1, channels=8),
+        "semantic": SemanticConfig(channels=32, loss_weight=0.5),
+        "panoptic": PanopticConfig(stuff=STUFF, instance_score=0.0, stuff_area=1),
+    }
+    keys = {"data__test": ("digits_panoptic:test",), "data__train": (), "box__pool": "roi_align"}
+    keys |= {"test__score_threshold": 0.0, "test__max_detections": 5}
+    config = lab.changed(tiny, architecture="panoptic_fpn", **parts, **keys)
     torch.manual_seed(0)
     weights = build_detector(config, len(CLASSES)).state_dict()
     return Checkpoint(Path("trained.safetensors"), weights, config, CLASSES, 0)
@@ -64,10 +60,9 @@ def test_files_are_coco_s_and_give_the_same_figures_again(digits, tested, tmp_pa
         ids = segment_numbers(np.asarray(Image.open(run / "panoptic" / annotation["file_name"])))
         areas = {info["id"]: info["area"] for info in annotation["segments_info"]}
         assert areas == {number: int((ids == number).sum()) for number in np.unique(ids).tolist() if number}
-    numbers = write_map_evaluation(
-        "digits_panoptic:test", {"own": [run / "panoptic.json"]}, tmp_path, root=digits, say=lambda line: None
-    ).numbers
-    assert str(result["panoptic"]["PQ"])[:8] in json.dumps(numbers)
+    files = {"own": [run / "panoptic.json"]}
+    found = write_map_evaluation("digits_panoptic:test", files, tmp_path, root=digits, say=lambda line: None)
+    assert str(result["panoptic"]["PQ"])[:8] in json.dumps(found.numbers)
 
 
 def test_a_prediction_has_the_segments_that_the_test_wrote(digits, checkpoint, tested) -> None:
