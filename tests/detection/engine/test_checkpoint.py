@@ -1,6 +1,7 @@
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
-from detection.config.detection import (
-    DetectionConfig,
-    DetectorBackboneConfig,
-    DetectorDataConfig,
-    DetectorSolverConfig,
-    JitterConfig,
-)
-from detection.config.load import dump_config, load_config
+from detection.config.detection import DetectionConfig, JitterConfig
+from detection.config.load import dump_config, load_config, parse_config
 from detection.config.sections import BackboneConfig
 from detection.engine.checkpoint import (
     Checkpoints,
@@ -34,12 +29,14 @@ from detection.engine.ema import EMA
 from detection.engine.loop import TrainState
 from detection.files import digest
 
-CONFIG = DetectionConfig(
-    backbone=DetectorBackboneConfig(name="vgg11", freeze_at=2),
-    data=DetectorDataConfig(train=("a:train", "b:train"), augment=({"HorizontalFlip": {"p": 0.25}},)),
-    solver=DetectorSolverConfig(base_lr=1e-5, clip_norm=35.0),
-    seed=7,
-)
+TEXT = """
+backbone: {name: vgg11, freeze_at: 2}
+data: {train: [a:train, b:train], augment: [{HorizontalFlip: {p: 0.25}}]}
+solver: {base_lr: 1e-5, clip_norm: 35.0}
+seed: 7
+"""
+CONFIG = parse_config(DetectionConfig, TEXT)
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 CLASSES = ("cat", "dog", "naïve: \"quoted\" {'x'}")
 PAIR = ["0000002.safetensors", "0000002.state.pt"]
 
@@ -78,13 +75,12 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def assert_equal(found, expected) -> None:
-    assert set(found) == set(expected)
-    assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
-
-
 def names_in(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def state_of(weights: Path) -> Path:
+    return weights.with_suffix(".state.pt")
 
 
 @pytest.fixture
@@ -98,8 +94,10 @@ def saved(run) -> Path:
     return make_checkpoints(run).save(make_state())
 
 
-def state_of(weights: Path) -> Path:
-    return weights.with_suffix(".state.pt")
+@pytest.fixture
+def damaged(run, saved) -> Path:
+    """The weights of iteration 3, of which a test damages a file."""
+    return make_checkpoints(run).save(make_state(steps=3))
 
 
 def test_weights_config_classes_and_iteration_come_back(run) -> None:
@@ -233,13 +231,11 @@ def refused(path: Path, message: str) -> None:
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 200, -1])
-def test_damaged_weights_are_refused(saved, kept) -> None:
-    saved.write_bytes(saved.read_bytes()[:kept])
-    refused(saved, "can't be read")
-
-
-def test_files_of_another_kind_are_refused(tmp_path) -> None:
+def test_damaged_weights_and_files_of_another_kind_are_refused(saved, tmp_path) -> None:
+    whole = saved.read_bytes()
+    for kept in (0, 5, 200, -1):
+        saved.write_bytes(whole[:kept])
+        refused(saved, "can't be read")
     (tmp_path / "checkpoints").mkdir()
     torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pth")
     save_file({"a": torch.zeros(2)}, tmp_path / "plain.safetensors")
@@ -329,32 +325,10 @@ def test_a_damaged_state_and_none_before_it(run, saved, stripped) -> None:
     assert names_in(run) == PAIR
 
 
-@pytest.fixture
-def damaged(run, saved) -> Path:
-    """The weights of iteration 3, of which a test damages a file."""
-    return make_checkpoints(run).save(make_state(steps=3))
-
-
 def flip(path: Path, place: int, bit: int = 3) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1 << bit
     path.write_bytes(content)
-
-
-def passed_over(run: Path, file: Path) -> None:
-    """The run goes on from iteration 2 and puts iteration 3 aside."""
-    said, state = list[str](), make_state(seed=1)
-    newest = newest_of(run, said.append)
-    assert newest[0].iteration == 2
-    (line,) = said
-    assert line.startswith(f"warning: checkpoint {file} can't be read: ")
-    make_checkpoints(run).restore(newest, state)
-    aside = ["0000003.safetensors.damaged", "0000003.state.pt.damaged"]
-    assert names_in(run) == [*PAIR, *aside]
-    assert resolve_weights(run).name == PAIR[0]
-    take_steps(state, 1)
-    make_checkpoints(run).save(state)
-    assert names_in(run) == [*PAIR, "0000003.safetensors", aside[0], "0000003.state.pt", aside[1]]
 
 
 @pytest.mark.parametrize(
@@ -364,8 +338,9 @@ def passed_over(run: Path, file: Path) -> None:
         *((".state.pt", part) for part in ("momentum", "no checksum", 0.0, 0.3, 0.9)),
     ],
 )
-def test_a_file_that_is_cut_off_or_a_bit_that_is_flipped(run, damaged, suffix, part) -> None:
-    file = damaged.with_suffix(suffix)
+def test_a_file_that_is_cut_off_or_a_bit_that_is_flipped_is_put_aside(run, damaged, suffix, part) -> None:
+    """The run goes on from iteration 2."""
+    file, said, state = damaged.with_suffix(suffix), list[str](), make_state(seed=1)
     if isinstance(part, float):  # the share that is left
         file.write_bytes(file.read_bytes()[: int(part * file.stat().st_size)])
     elif part == "weights":
@@ -377,7 +352,17 @@ def test_a_file_that_is_cut_off_or_a_bit_that_is_flipped(run, damaged, suffix, p
         flip(file, file.read_bytes().index(bytes(momentum.tolist())) + 2)
     else:
         torch.save({"iteration": 3}, file)
-    passed_over(run, file)
+    newest = newest_of(run, said.append)
+    assert newest[0].iteration == 2
+    (line,) = said
+    assert line.startswith(f"warning: checkpoint {file} can't be read: ")
+    make_checkpoints(run).restore(newest, state)
+    aside = ["0000003.safetensors.damaged", "0000003.state.pt.damaged"]
+    assert names_in(run) == [*PAIR, *aside]
+    assert resolve_weights(run).name == PAIR[0]
+    take_steps(state, 1)
+    make_checkpoints(run).save(state)
+    assert names_in(run) == [*PAIR, "0000003.safetensors", aside[0], "0000003.state.pt", aside[1]]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".state.pt"])

@@ -1,5 +1,3 @@
-"""Mirrors detection/engine/compiled.py; Dynamo makes the graphs, and no compiler has to run them."""
-
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +11,7 @@ from detection.padded import Targets
 from detection.structures import ImageBatch
 
 FRAMES = Frames.of_scale(60, 100)
-
-
-@pytest.fixture(autouse=True)
-def no_compiler(monkeypatch):
-    monkeypatch.setattr(compiled, "BACKEND", "eager")
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("no_compiler")
 
 
 def test_a_size_takes_the_smallest_frame_that_holds_it() -> None:

@@ -33,12 +33,6 @@ def test_an_error_stays_what_it_is() -> None:
         raise RuntimeError("shapes differ")
 
 
-@pytest.mark.parametrize(("processes", "images", "accumulate", "each"), [(1, 3, 1, 3), (2, 8, 2, 2), (4, 4, 1, 1)])
-def test_images_are_shared_out(monkeypatch, processes, images, accumulate, each) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: processes)
-    assert distributed.images_per_rank(images, accumulate) == each
-
-
 @pytest.mark.parametrize(
     ("images", "accumulate", "repair"),
     [
@@ -49,8 +43,10 @@ def test_images_are_shared_out(monkeypatch, processes, images, accumulate, each)
         (12, 2, r"set solver\.accumulate to 1"),
     ],
 )
-def test_images_that_cannot_be_shared_out(monkeypatch, images, accumulate, repair) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+def test_images_are_shared_out_where_they_can_be(monkeypatch, images, accumulate, repair) -> None:
+    for processes, several, parts, each in ((1, 3, 1, 3), (2, 8, 2, 2), (4, 4, 1, 1)):
+        monkeypatch.setattr(distributed, "world_size", lambda processes=processes: processes)
+        assert distributed.images_per_rank(several, parts) == each
     with pytest.raises(ValueError, match=rf"images_per_step {images} .* x solver\.accumulate {accumulate}; {repair}$"):
         distributed.images_per_rank(images, accumulate)
 

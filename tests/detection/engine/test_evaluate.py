@@ -1,5 +1,3 @@
-"""Mirrors detection/engine/evaluate.py; the metrics themselves are tested in tests/detection/evaluation."""
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,6 +16,7 @@ from detection.engine import label_maps
 from detection.engine.evaluate import evaluate, make_record, predict
 from detection.engine.label_counts import label_classes
 from detection.engine.label_maps import stored_labels
+from detection.engine.threshold import shown_from
 from detection.evaluation.metrics import figures, read_metric
 from detection.fields.keypoints import Keypoints
 from detection.fields.masks import Masks
@@ -140,8 +139,10 @@ def test_an_oracle_is_perfect() -> None:
     names = ("bbox.AP", "voc.mAP", "bbox.per_class.dog.AP50", "voc.per_class.cat")  # the only cat is ignored
     assert [read_metric(result, name) for name in names] == [*[pytest.approx(1.0)] * 3, None]
     assert result["best_f1"] == {"min_score": pytest.approx(0.9), "F1": pytest.approx(1.0)}
+    assert (shown_from(result), shown_from({})) == (pytest.approx(0.9), 0.5)
     for records in (run(Oracle(), 1).records, []):  # without a hit
         assert judged(records)["best_f1"] == {"min_score": None, "F1": None}
+        assert shown_from(judged(records)) == 0.5
     for metric in ("11point", "area", "imagenet"):
         assert judged(run(Oracle(), 0).records, voc_metric=metric)["voc"]["metric"] == metric
 
@@ -158,10 +159,8 @@ def test_label_maps_are_judged_on_the_stored_images(tmp_path) -> None:
     first, second = run(Painter(), 0, 1, index=index, keep=kept.__setitem__).records
     assert (kept[0].labels.shape, kept[1].labels.shape) == ((100, 200), (60, 60))
     assert np.unique(kept[0].labels[:50]).tolist() == [1]
-    assert first.label_counts.toarray().tolist() == [
-        [7000, 0, 0],
-        [2000, 9000, 0],
-    ]  # road: rows 50-60 at the right, 60-90 all
+    counts = [[7000, 0, 0], [2000, 9000, 0]]  # road: rows 50-60 at the right, 60-90 all
+    assert first.label_counts.toarray().tolist() == counts
     assert not second.label_counts.nnz  # nobody knows its labels
     result = judged([first, second], labels=label_classes(index))
     assert set(result) == {"semseg"}
@@ -218,11 +217,10 @@ def test_masks_are_pasted_at_the_size_of_the_stored_image_by_the_operations_that
     assert mask.nonzero().aminmax(dim=0).max.tolist() == pytest.approx([49, 79], abs=1)
     assert first.gt_masks == MASKED.stored("masks", 0)
     assert (second.masks, second.gt_masks) == ((), ())
-    exact, torchvisions = (
-        run(Oracle(masks=True), 0, index=MASKED, fields={"masks": Masks(geometry)}).records[0].masks
-        for geometry in ("exact", "torchvision")
-    )
-    assert decode(exact, (100, 200)).sum() == 40 * 60 < decode(torchvisions, (100, 200)).sum()
+    fields = [{"masks": Masks(geometry)} for geometry in ("exact", "torchvision")]
+    found = [run(Oracle(masks=True), 0, index=MASKED, fields=given).records[0].masks for given in fields]
+    exact, torchvisions = (decode(masks, (100, 200)).sum() for masks in found)
+    assert exact == 40 * 60 < torchvisions
 
 
 def test_mask_figures_are_there_where_objects_and_detections_have_masks() -> None:

@@ -1,5 +1,3 @@
-"""Mirrors detection/engine/feed.py in a single process; tests/distributed has what takes two."""
-
 import os
 import signal
 import time

@@ -1,5 +1,3 @@
-"""Mirrors detection/engine/loop.py; whole runs are in tests/detection/tasks/test_train.py."""
-
 import itertools
 import time
 from collections.abc import Iterator

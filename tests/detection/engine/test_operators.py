@@ -1,5 +1,3 @@
-"""Mirrors detection/engine/operators.py: functions whose operators are counted by hand."""
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

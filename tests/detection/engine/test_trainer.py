@@ -1,5 +1,3 @@
-"""Mirrors detection/engine/trainer.py on a model of two weights; whole runs are in tests/detection/tasks."""
-
 import itertools
 import json
 import os

@@ -1,4 +1,6 @@
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from detection.model.mask_stage import MaskHead
 
 CONFIG = DetectionConfig(backbone=DetectorBackboneConfig(name="vgg11", freeze_at=2))
 THERE = ("person", "airplane", "cat")
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 class Predictor(nn.Module):
@@ -53,8 +56,8 @@ class TinyCascade(nn.Module):
         self.get_parameter("mask_stage.head.masks.bias").data.copy_(1000.0 * side + torch.arange(classes))
 
 
-def stored(model: nn.Module, names: tuple[str, ...] = THERE) -> Checkpoint:
-    return Checkpoint(Path("coco.safetensors"), dict(model.state_dict()), CONFIG, names, 0)
+def stored(model: nn.Module) -> Checkpoint:
+    return Checkpoint(Path("coco.safetensors"), dict(model.state_dict()), CONFIG, THERE, 0)
 
 
 def tiny_checkpoint(**options: Any) -> Checkpoint:
@@ -71,18 +74,9 @@ def sources(model: nn.Module) -> tuple[list[float], list[float]]:
     return found[0], found[1]
 
 
-def assert_equal(found, expected) -> None:
-    assert set(found) == set(expected)
-    assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
-
-
-def copied(state: Any) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in state.items()}
-
-
 def test_rows_of_shared_classes_are_carried_over_and_everything_else_statistics_included() -> None:
     model, checkpoint = TinyDetector(3), tiny_checkpoint()
-    before = copied(checkpoint.weights)
+    before = deepcopy(checkpoint.weights)
     carried = load_initial_weights(model, checkpoint, ("cat", "dog", "person"), {})
     assert (carried.classes, carried.new_classes) == (("cat", "person"), ("dog",))
     # 2020 is the third class there, 1010 the second here; the background is the fourth row of both.
@@ -96,7 +90,7 @@ def test_rows_of_shared_classes_are_carried_over_and_everything_else_statistics_
     assert_equal(checkpoint.weights, before)  # they share no memory
     same = TinyDetector(3)
     assert load_initial_weights(same, checkpoint, THERE, {}).classes == THERE
-    assert_equal(same.state_dict(), checkpoint.weights)
+    assert_equal(dict(same.state_dict()), checkpoint.weights)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +126,7 @@ def test_every_stage_of_a_cascade_its_one_box_for_all_classes_and_masks_without_
 
 def refused(model: nn.Module, checkpoint: Checkpoint, names: tuple[str, ...], renamed: Any = None) -> str:
     """The message; the model must be as it was."""
-    before = copied(model.state_dict())
+    before = deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"coco\.safetensors") as error:
         load_initial_weights(model, checkpoint, names, renamed or {})
     assert_equal(model.state_dict(), before)
