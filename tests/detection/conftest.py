@@ -398,6 +398,25 @@ def inspect_page(browse) -> Callable[..., dict[str, Any]]:
     return inspect
 
 
+@pytest.fixture(scope="session")
+def write_colors() -> Callable[..., None]:
+    """Writes so many red and blue images a split, such as ``train=6``, below a folder, and their card.yaml."""
+
+    def write(folder: Path, **counts: int) -> None:
+        random = np.random.default_rng(0)
+        for split, count in counts.items():
+            for channel, name in ((0, "red"), (2, "blue")):
+                (folder / split / name).mkdir(parents=True)
+                for number in range(count):
+                    pixels = random.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+                    pixels[..., channel] += 100
+                    Image.fromarray(pixels).save(folder / split / name / f"{number:04}.png")
+        card = {"format": "image_folder", "root": str(folder), "classes": ["red", "blue"]}
+        write_json(folder / "card.yaml", card | {"splits": {split: {"folder": split} for split in counts}})
+
+    return write
+
+
 @pytest.fixture
 def assert_readable(inspect_page) -> Callable[[Path], None]:
     """Asserts that on a phone and on a desk nothing of a page is outside, overlaps or is pale."""

@@ -1,8 +1,11 @@
 """A tiny data set, and small scripts in the place of trainings."""
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 
 @pytest.fixture
@@ -13,6 +16,20 @@ def card(make_coco, write_card) -> str:
         make_coco({number: f"{number}.jpg" for number in numbers}, cats, split=split)
     splits = {split: {"annotations": f"{split}.json", "images": split} for split in ("train", "test", "val")}
     return write_card("coco", splits=splits)
+
+
+@pytest.fixture
+def write_swap(tmp_path):
+    """Writes a base config and an experiment over it; keys given as None are left out."""
+
+    def write(base: str, /, **keys: Any) -> Path:
+        (tmp_path / "base.yaml").write_text(base)
+        values = {"base": "base.yaml", "seeds": [0], "allowed": ["backbone.name"]} | keys
+        kept = {key: value for key, value in values.items() if value is not None}
+        (tmp_path / "swap.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
+        return tmp_path / "swap.yaml"
+
+    return write
 
 
 @pytest.fixture

@@ -1,5 +1,3 @@
-"""Mirrors detection/experiments/comparison.py, with a small script in the trainings' place."""
-
 import json
 import sys
 from dataclasses import replace
@@ -45,15 +43,13 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def make(tmp_path, card, said, program, monkeypatch):
+def make(tmp_path, card, said, program, write_swap, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base.yaml").write_text(BASE)
     trainer = program(TRAINER)
 
     def build(*backbones: str, seeds: tuple[int, ...] = (0,), **keys: Any) -> Comparison[Any]:
         variants = {name: [f"backbone.name={name}"] for name in backbones or ("resnet18", "plain18")}
-        values = {"base": "base.yaml", "seeds": list(seeds), "allowed": ["backbone.name"], "variants": variants} | keys
-        (tmp_path / "swap.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        write_swap(BASE, **{"seeds": [*seeds], "variants": variants, **keys})
         experiment = load_experiment("swap.yaml", [f"data.root={tmp_path}"])
         programs = Programs(trainer, (*trainer, "--output-dir", "out"))
         return Comparison(experiment, KIND, Path("out"), programs, say=said.append)
@@ -128,10 +124,9 @@ def test_a_diverging_variant_and_failed_costs_are_reported(make, said) -> None:
 
 def test_a_smuggled_difference_stops_before_anything_is_written(make) -> None:
     variants = {"a": ["backbone.name=resnet18"], "b": ["backbone.name=plain18", "solver.base_lr=0.02"]}
+    message = r"solver\.base_lr differs and is not allowed to: a has 0\.01, b has 0\.02"
     for act in (Comparison.run, Comparison.plan, lambda comparison: comparison.run_one(0)):
-        with pytest.raises(
-            ValueError, match=r"solver\.base_lr differs and is not allowed to: a has 0\.01, b has 0\.02"
-        ):
+        with pytest.raises(ValueError, match=message):
             act(make(variants=variants))
     assert not Path("out").exists()
 
@@ -212,17 +207,11 @@ def test_an_array_trains_after_the_search_and_a_variant_without_a_rate_is_report
     assert set(read("experiment.json")["hashes"]["initial_weights"]) == {"resnet18", "plain34"}
 
 
-@pytest.mark.parametrize(
-    ("keys", "names"),
-    [
-        ({"validation": ["coco.yaml:test"]}, r"of data\.test \['coco\.yaml:test'\] 3 are in"),
-        (
-            {"validation": ["coco.yaml:train"]},
-            "protocol.train or else data.train and protocol.validation share 4 images",
-        ),
-    ],
-)
-def test_rates_are_not_chosen_on_images_of_test_or_training(make, keys, names) -> None:
-    with pytest.raises(ValueError, match=names):
-        make(protocol=GRID | keys).run()
+def test_rates_are_not_chosen_on_images_of_test_or_training(make) -> None:
+    for validation, names in (
+        ("coco.yaml:test", r"of data\.test \['coco\.yaml:test'\] 3 are in"),
+        ("coco.yaml:train", "protocol.train or else data.train and protocol.validation share 4 images"),
+    ):
+        with pytest.raises(ValueError, match=names):
+            make(protocol=GRID | {"validation": [validation]}).run()
     assert not Path("out/grid").exists()

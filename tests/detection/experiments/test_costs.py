@@ -5,21 +5,22 @@ import torch
 from torch import nn
 
 from detection.build import build_detector
-from detection.config import detection as config_of
-from detection.config.detection import AnchorConfig, DetectionConfig, DetectorBackboneConfig
+from detection.config.detection import AnchorConfig, BoxConfig, DetectionConfig, DetectorBackboneConfig, MaskConfig
+from detection.config.load import parse_config
 from detection.engine.checkpoint import read_checkpoint, write_converted
 from detection.engine.latency import measure_latency, percentile
 from detection.experiments import costs
 from detection.experiments.costs import count_gflops, measure_costs
 from detection.structures import Detections, ImageBatch
 
-TINY = DetectionConfig(
-    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2, freeze_at=1),
-    anchors=AnchorConfig(sizes=(16.0, 32.0)),
-    rpn=config_of.RPNConfig(channels=16, pre_nms_test=64, post_nms_test=10),
-    data=config_of.DetectorDataConfig(shorter_side=64, longer_side=96, workers=0),
-    device="cpu",
-)
+TEXT = """
+backbone: {name: resnet18, norm: gn, roi_size: 2, freeze_at: 1}
+anchors: {sizes: [16, 32]}
+rpn: {channels: 16, pre_nms_test: 64, post_nms_test: 10}
+data: {shorter_side: 64, longer_side: 96, workers: 0}
+device: cpu
+"""
+TINY = parse_config(DetectionConfig, TEXT)
 
 
 def conv(in_channels: int, out_channels: int, side: int, height: int, width: int) -> int:
@@ -48,14 +49,13 @@ def test_multiply_adds_are_those_of_a_count_by_hand() -> None:
         detector = build_detector(replace(TINY, backbone=backbone, rpn=replace(TINY.rpn, channels=512)), 3)
         counted = 1e9 * count_gflops(detector, (64, 96), proposals=regions)
         expected = plain18_c4(64, 96) + rpn + regions * per_region
-        assert (
-            expected <= counted <= 1.02 * expected
-        )  # fvcore also counts the frozen norms' and the average's additions
+        # fvcore also counts the frozen norms' and the average's additions
+        assert expected <= counted <= 1.02 * expected
 
 
 def test_a_pyramid_is_counted_with_its_heads_and_a_detector_without_regions_whole() -> None:
     backbone = DetectorBackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=16)
-    anchors, box = AnchorConfig(sizes=(8, 16, 32, 64, 128)), config_of.BoxConfig(head="fc", head_channels=32)
+    anchors, box = AnchorConfig(sizes=(8, 16, 32, 64, 128)), BoxConfig(head="fc", head_channels=32)
     detector = build_detector(replace(TINY, backbone=backbone, anchors=anchors, box=box), 3)
     few, many = (count_gflops(detector, (64, 96), proposals=count) for count in (10, 110))
     assert 1e9 * (many - few) == pytest.approx(100 * (16 * 49 * 32 + 32 * 32 + 32 * 16), rel=0.01)
@@ -111,7 +111,7 @@ def test_costs_of_a_trained_detector(card, tmp_path, monkeypatch) -> None:
 
 
 def test_the_head_is_all_that_runs_on_regions() -> None:
-    masked = replace(TINY, architecture="mask_rcnn", mask=config_of.MaskConfig(channels=8))
+    masked = replace(TINY, architecture="mask_rcnn", mask=MaskConfig(channels=8))
     with torch.device("meta"):
         plain, with_masks = build_detector(TINY, 3), build_detector(masked, 3)
     assert plain.head_modules() == [plain.box_stage]

@@ -2,7 +2,6 @@ import json
 
 import pytest
 import torch
-import yaml
 
 from detection.experiments.experiment import load_experiment
 from detection.experiments.latency import Place, measure_latencies
@@ -17,13 +16,10 @@ device: cpu
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("card")
-def test_each_place_has_a_file_of_all_variants(tmp_path, monkeypatch) -> None:
+def test_each_place_has_a_file_of_all_variants(write_swap, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base.yaml").write_text(BASE)
-    variants = {"small": [], "plain": ["backbone.name=cifar_plain20"]}
-    values = {"base": "base.yaml", "seeds": [0], "allowed": ["backbone.name"], "variants": variants}
-    (tmp_path / "swap.yaml").write_text(yaml.safe_dump(values))
-    experiment, before = load_experiment(tmp_path / "swap.yaml", [f"data.root={tmp_path}"]), torch.get_num_threads()
+    path = write_swap(BASE, variants={"small": [], "plain": ["backbone.name=cifar_plain20"]})
+    experiment, before = load_experiment(path, [f"data.root={tmp_path}"]), torch.get_num_threads()
     places = Place(threads=1), Place(batch=2, precision="bf16")
     paths = [measure_latencies(experiment, tmp_path / "out", place, say=lambda _: None) for place in places]
     assert torch.get_num_threads() == before
@@ -32,16 +28,16 @@ def test_each_place_has_a_file_of_all_variants(tmp_path, monkeypatch) -> None:
     assert (first["threads"], first["batch"], first["precision"]) == (1, 1, "fp32")
     assert "1 thread" in first["described"]
     assert [first["variants"]["small"]["images"], second["variants"]["small"]["images"]] == [3, 2]
-    assert first["variants"].keys() == variants.keys()
+    assert first["variants"].keys() == {"small", "plain"}
     assert all(0 < row["p50"] <= row["p95"] and row["weights"] is None for row in second["variants"].values())
 
 
 def test_places_that_are_not_there_are_refused(monkeypatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="--latency-on cuda"):
-        Place(device="cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ValueError, match="--threads 3"):
-        Place(device="cuda", threads=3)
-    with pytest.raises(ValueError, match="--exported onnx"):
-        Place(exported="onnx", precision="bf16")
+    for there, place, message in (
+        (False, {"device": "cuda"}, "--latency-on cuda"),
+        (True, {"device": "cuda", "threads": 3}, "--threads 3"),
+        (True, {"exported": "onnx", "precision": "bf16"}, "--exported onnx"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        with pytest.raises(ValueError, match=message):
+            Place(**place)

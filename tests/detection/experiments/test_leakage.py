@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from PIL import Image
 
 from detection.config.detection import DetectionConfig
@@ -20,15 +19,13 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def check(tmp_path, card, said):
+def check(tmp_path, card, said, write_swap):
     """Looks for leakage in an experiment; gives leakage.json."""
-    (tmp_path / "base.yaml").write_text(f"data: {{train: ['{card}:train'], test: ['{card}:test'], root: {tmp_path}}}")
+    base = f"data: {{train: ['{card}:train'], test: ['{card}:test'], root: {tmp_path}}}"
 
     def call(*, near: bool = False, **keys: Any) -> dict[str, Any]:
-        variants = {"a": {}, "b": {"backbone": {"name": "plain18"}}}
-        values = {"base": "base.yaml", "seeds": [0], "allowed": ["backbone.name"], "variants": variants} | keys
-        (tmp_path / "swap.yaml").write_text(yaml.safe_dump(values))
-        experiment, output = load_experiment(tmp_path / "swap.yaml"), tmp_path / "out"
+        path = write_swap(base, variants={"a": {}, "b": {"backbone": {"name": "plain18"}}}, **keys)
+        experiment, output = load_experiment(path), tmp_path / "out"
         configs = resolve_variants(experiment, DetectionConfig)
         check_leakage(experiment, configs, DETECTORS, output, near=near, say=said.append)
         return json.loads((output / "leakage.json").read_text())

@@ -1,5 +1,3 @@
-"""Mirrors detection/experiments/methods.py: the table's logic over a test that only takes notes."""
-
 import json
 import os
 from dataclasses import replace
@@ -9,24 +7,25 @@ from typing import Any
 
 import pytest
 
-from detection.config.detection import BoxConfig, DetectionConfig, DetectorDataConfig, PostprocessConfig
-from detection.config.load import dump_config
+from detection.config.detection import DetectionConfig
+from detection.config.load import dump_config, parse_config
 from detection.engine.checkpoint import Checkpoint
 from detection.experiments.methods import MethodRow, Outcome, format_outcomes, load_rows, read_outcomes, run_methods
 
 Calls = list[SimpleNamespace]
 TABLE9 = Path(__file__).parents[3] / "configs" / "methods" / "table9.yaml"
-CONFIG = DetectionConfig(
-    test=PostprocessConfig(nms_iou=0.4, score_threshold=0.01),
-    data=DetectorDataConfig(test=("a:test",), root="here", shorter_side=300),
-    device="cpu",
-)
-CONTEXT = DetectionConfig(
-    box=BoxConfig(context=True, pool="roi_align"),
-    test=PostprocessConfig(nms_iou=0.9, flip=True),
-    data=DetectorDataConfig(test=("b:test",), root="there"),
-    device="cuda",
-)
+PLAIN = """
+test: {nms_iou: 0.4, score_threshold: 0.01}
+data: {test: [a:test], root: here, shorter_side: 300}
+device: cpu
+"""
+OTHER = """
+box: {context: true, pool: roi_align}
+test: {nms_iou: 0.9, flip: true}
+data: {test: [b:test], root: there}
+device: cuda
+"""
+CONFIG, CONTEXT = parse_config(DetectionConfig, PLAIN), parse_config(DetectionConfig, OTHER)
 ROWS = (
     MethodRow(name="plain"),
     MethodRow(name="refined", test={"refine": True, "vote_iou": 0.5}),
@@ -64,9 +63,7 @@ def calls(monkeypatch, tmp_path):
     return calls
 
 
-def run(
-    rows: Any = ROWS, *, config: DetectionConfig = CONFIG, base: Checkpoint = BASE, **options: Any
-) -> list[Outcome]:
+def run(rows: Any = ROWS, *, config: Any = CONFIG, base: Checkpoint = BASE, **options: Any) -> list[Outcome]:
     return run_methods(config, rows, base, Path("out"), **options)
 
 

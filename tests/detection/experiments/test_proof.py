@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,8 @@ def test_a_stride_and_pre_training_that_differ_are_flagged() -> None:
     assert list(found["pre-training data"].values()) == sources
     assert "'bgr'" in found["input"]["c"]
     assert changes(a=with_backbone(), b=replace(with_backbone(), seed=3)) == {}
-    pyramids = {
-        name: load_config(
-            DetectionConfig, CONFIGS / "bccd/fpn_resnet18.yaml", ["backbone.norm=gn", f"backbone.name={name}"]
-        )
-        for name in ("resnet18", "vgg11_bn")
-    }
-    found = changes(**pyramids)
+    load = partial(load_config, DetectionConfig, CONFIGS / "bccd/fpn_resnet18.yaml")
+    found = changes(**{n: load(["backbone.norm=gn", f"backbone.name={n}"]) for n in ("resnet18", "vgg11_bn")})
     assert found["total stride"] == {"resnet18": 32, "vgg11_bn": 16}
     assert not {"tail", "head parameters"} & found.keys()  # both have the same fully connected head
 
@@ -83,12 +79,10 @@ def test_sets_that_share_an_image_are_refused(make_index) -> None:
     check_apart(("data.test", "validation"), first, make_index([[]], paths=["c.jpg"]))
 
 
-def test_an_experiment_is_described(card, tmp_path) -> None:
+def test_an_experiment_is_described(card, write_swap, tmp_path) -> None:
     base = f"data: {{train: ['{card}:train'], test: ['{card}:test']}}\n"
     base += "backbone: {name: cifar_resnet20, norm: gn, roi_size: 1}"
-    (tmp_path / "base.yaml").write_text(base)
-    path, variants = tmp_path / "swap.yaml", "{a: [backbone.name=cifar_resnet32], b: []}"
-    path.write_text(f"{{base: base.yaml, seeds: [4], allowed: [backbone.name], variants: {variants}}}")
+    path = write_swap(base, seeds=[4], variants={"a": ["backbone.name=cifar_resnet32"], "b": []})
 
     def described(root: Path) -> dict[str, Any]:
         experiment = load_experiment(path, [f"data.root={root}"])

@@ -1,5 +1,3 @@
-"""Mirrors detection/experiments/runs.py, with a small script in the trainings' place."""
-
 import json
 import os
 import re
@@ -49,11 +47,6 @@ if name != "forgetful":
 
 
 @pytest.fixture
-def programs(program) -> Programs:
-    return Programs(program(TRAINER), ())
-
-
-@pytest.fixture
 def make(tmp_path):
     def build(name: str, seed: int = 0, **solver: Any) -> Run:
         solver_config = DetectorSolverConfig(iterations=3, **solver)
@@ -61,6 +54,11 @@ def make(tmp_path):
         return Run(name, str(seed), config, tmp_path / "runs" / name / str(seed))
 
     return build
+
+
+@pytest.fixture
+def programs(program) -> Programs:
+    return Programs(program(TRAINER), ())
 
 
 @pytest.fixture
@@ -193,13 +191,9 @@ def test_runs_at_once_take_turns_and_share_cores(make, run_all, monkeypatch) -> 
         Placement(0)
 
 
-def test_the_last_error_is_found() -> None:
-    assert module.last_error("a\nerror: no data\nb\n", 1) == "no data"
-    assert module.last_error("Traceback\n\nRuntimeError: x\n\n", 1) == "RuntimeError: x"
-    assert module.last_error("", 3) == "said nothing"
-
-
-def test_json_is_written_beside_and_renamed(tmp_path) -> None:
+def test_the_last_error_is_found_and_json_is_written_beside_and_renamed(tmp_path) -> None:
+    said = ("a\nerror: no data\nb\n", 1), ("Traceback\n\nRuntimeError: x\n\n", 1), ("", 3)
+    assert [module.last_error(*log) for log in said] == ["no data", "RuntimeError: x", "said nothing"]
     module.write_json(tmp_path / "new" / "a.json", {"b": [1]})
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"b": [1]}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]

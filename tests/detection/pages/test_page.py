@@ -107,10 +107,8 @@ def test_line_ends_and_control_characters_break_nothing(written) -> None:
 
 
 class TestInABrowser:
-    @pytest.mark.parametrize("width", [390, 1280])
-    def test_nothing_is_outside_overlaps_or_is_pale(self, tmp_path, inspect_page, width) -> None:
-        seen = inspect_page(write_page(make_page(), tmp_path, "report"), width)
-        assert seen == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}
+    def test_nothing_is_outside_overlaps_or_is_pale(self, tmp_path, assert_readable) -> None:
+        assert_readable(write_page(make_page(), tmp_path, "report"))
 
     def test_the_probe_sees_faults(self, tmp_path, inspect_page) -> None:
         paragraph = "document.querySelector('section > p:not(.notice)').style"
@@ -126,9 +124,8 @@ class TestInABrowser:
         cells = [["b", "\N{MINUS SIGN}3.5 ± 1"], ["a", "-"], ["c 10", "1,200.0"], ["c 9", "9.0"]]
         page = Page("t", "s", [], [Section("s", [Table("c", ["name", "AP"], cells), Table("d", ["x"], [["y"]])])])
         names = "[...document.querySelectorAll('table')[0].querySelectorAll('tbody th')].map(e => e.textContent)"
-        script = (
-            "const h1 = document.querySelector('h1'); h1.style.color = '#eee'; h1.textContent = '';"  # pale is told
-        )
+        # What is pale is told.
+        script = "const h1 = document.querySelector('h1'); h1.style.color = '#eee'; h1.textContent = '';"
         for column in (1, 1, 0):
             script += f"document.querySelectorAll('th button')[{column}].click();"
             script += f"h1.textContent += {names}.join('').replaceAll('c ', '') + '/';"

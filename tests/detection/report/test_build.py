@@ -170,8 +170,6 @@ def test_arms_of_other_programs_and_latency_measured_elsewhere_stand_beside_trai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_whole_report_is_readable_in_a_browser(make_experiment, inspect_page, width) -> None:
+def test_a_whole_report_is_readable_in_a_browser(make_experiment, assert_readable) -> None:
     skills = {"resnet18_with_a_long_name": 0.5, "resnet34": 0.9, "plain18": 0.45}
-    seen = inspect_page(write_report(make_experiment(skills, seeds=SEEDS)), width)
-    assert seen == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}
+    assert_readable(write_report(make_experiment(skills, seeds=SEEDS)))

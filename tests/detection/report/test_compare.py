@@ -1,5 +1,3 @@
-"""Mirrors detection/report/compare.py and classifiers.py: whole experiments on a handful of tiny images."""
-
 import json
 import re
 import shutil
@@ -9,10 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import yaml
-from PIL import Image
 
 from detection.data.digits import write_digits
 from detection.experiments import runs
@@ -147,19 +142,10 @@ def test_mistakes_end_with_a_line(run) -> None:
 class TestClassifiers:
     @pytest.fixture(scope="class")
     @classmethod
-    def folder(cls, tmp_path_factory) -> Path:
+    def folder(cls, write_colors, tmp_path_factory) -> Path:
         """An experiment over red and blue images in CIFAR-10's layout."""
-        folder, random = tmp_path_factory.mktemp("classifiers"), np.random.default_rng(0)
-        for split, count in (("train", 6), ("test", 8)):
-            for channel, name in ((0, "red"), (2, "blue")):
-                (folder / split / name).mkdir(parents=True)
-                for number in range(count):
-                    pixels = random.integers(0, 90, (32, 32, 3), dtype=np.uint8)
-                    pixels[..., channel] += 100
-                    Image.fromarray(pixels).save(folder / split / name / f"{number:04}.png")
-        splits = {split: {"folder": split} for split in ("train", "test")}
-        card = {"format": "image_folder", "root": str(folder), "classes": ["red", "blue"], "splits": splits}
-        (folder / "card.yaml").write_text(yaml.safe_dump(card))
+        folder = tmp_path_factory.mktemp("classifiers")
+        write_colors(folder, train=6, test=8)
         (folder / "base.yaml").write_text(CLASSIFIER.replace("CARD", str(folder / "card.yaml")))
         (folder / "depth.yaml").write_text(DEPTH)
         (folder / "unfair.yaml").write_text(DEPTH.replace("[backbone.name]", "[backbone.norm]"))

@@ -235,13 +235,10 @@ def test_the_command_writes_page_markdown_and_numbers(write, tmp_path, resdet) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_is_readable_in_a_browser(write, tmp_path, inspect_page, width) -> None:
+def test_the_page_is_readable_in_a_browser(write, tmp_path, assert_readable) -> None:
     truth, skills = make_truth(), {"cascade_rcnn_swin_large_fpn": 0.9, "b": 0.6, "c": 0.5}
     files = {
         name: [write(f"{name}{seed}.json", find(truth, skill=skill, seed=seed)) for seed in range(2)]
         for name, skill in skills.items()
     }
-    found = write_evaluation(write("gt.json", truth), files, tmp_path / "out")
-    seen = inspect_page(found.page, width)
-    assert seen == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}
+    assert_readable(write_evaluation(write("gt.json", truth), files, tmp_path / "out").page)
