@@ -1,5 +1,3 @@
-"""Mirrors detection/config/compat.py: configs of earlier versions keep their meaning."""
-
 from pathlib import Path
 
 import pytest
@@ -13,19 +11,14 @@ OLD = Path(__file__).parents[2] / "old_runs" / "format1"
 WRITTEN = "alternating: {}\nlocalization: {}\nclassification: {}\n"  # which sections tell a written config of format 1
 
 
-@pytest.mark.parametrize(
-    ("masks", "ious", "architecture"),
-    [
-        ("false", [], "faster_rcnn"),
-        ("true", [], "mask_rcnn"),
-        ("false", [0.4, 0.6], "cascade_rcnn"),
-        ("true", [0.4, 0.6], "cascade_mask_rcnn"),
-    ],
-)
-def test_masks_and_cascades_name_an_architecture(masks, ious, architecture) -> None:
-    box = f"box: {{cascade: {ious}, head: fc, class_agnostic: true}}\n"
-    config = parse_config(DetectionConfig, f"{WRITTEN}mask: {{enabled: {masks}}}\n{box}")
-    assert (config.architecture, config.cascade.ious) == (architecture, tuple(ious) or (0.5, 0.6, 0.7))
+def test_masks_and_cascades_name_an_architecture() -> None:
+    for masks, ious, architecture in (
+        *(("false", [], "faster_rcnn"), ("true", [], "mask_rcnn")),
+        *(("false", [0.4, 0.6], "cascade_rcnn"), ("true", [0.4, 0.6], "cascade_mask_rcnn")),
+    ):
+        box = f"box: {{cascade: {ious}, head: fc, class_agnostic: true}}\n"
+        config = parse_config(DetectionConfig, f"{WRITTEN}mask: {{enabled: {masks}}}\n{box}")
+        assert (config.architecture, config.cascade.ious) == (architecture, tuple(ious) or (0.5, 0.6, 0.7))
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,9 @@ def test_committed_records_count_as_done_and_say_what_the_rest_takes(checkout) -
 
 
 @pytest.mark.slow
-def test_runs_leave_records_alone_which_count_in_a_clone(checkout, resdet) -> None:
+def test_runs_leave_records_alone_which_count_in_a_clone(checkout, succeeds) -> None:
     (checkout / "depth.yaml").write_text(DEPTH.replace("[0, 1]", "[0]"))
-    ended = resdet("evidence", "--list", "list.yaml")
-    assert ended.status == 0, ended.err
+    succeeds("evidence", "--list", "list.yaml")
     folder = checkout / "docs" / "experiments" / "depth"
     kept = {"config.yaml", "manifest.json", "metrics.jsonl", "per_image.json", "result.json", "status.json"}
     for run in folder.glob("runs/*/*"):
@@ -68,9 +67,8 @@ def test_runs_leave_records_alone_which_count_in_a_clone(checkout, resdet) -> No
         assert str(checkout) not in (run / "manifest.json").read_text()
     for split in ("train", "test"):
         (checkout / split).rename(checkout / f"no_{split}")  # a clone has no data
-    again = resdet("evidence", "--list", "list.yaml")
-    assert again.status == 0, again.err
-    assert "depth: done before" in again.out
+    again = succeeds("evidence", "--list", "list.yaml")
+    assert "depth: done before" in again
     result = folder / "runs" / "plain20" / "0" / "result.json"
     found = json.loads(result.read_text())
     found["classification"]["top1"] += 0.1

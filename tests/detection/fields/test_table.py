@@ -117,9 +117,7 @@ def read(folder: Path, points: Sequence[object], masks: Sequence[object] = ()) -
     return build_index(rows, objects, class_names=("cat",), category_ids=(1,), files=["file"] * 2, drop=True)
 
 
-def points_of(target: Target) -> list[list[float]]:
-    assert isinstance(target, PointTarget)
-    assert target.points is not None
+def points_of(target: Any) -> list[list[float]]:
     return target.points.tolist()
 
 
@@ -132,8 +130,7 @@ def test_a_readers_rows_are_sorted_by_image_and_come_on_request(folder) -> None:
     assert (list(index.fields), problems) == (["points"], [])
     assert [points_of(index.target(row, fields=("points",))) for row in (0, 1)] == [FIRST, [[5, 6]]]
     assert index.stored("points", 0).tolist() == FIRST
-    plain = index.target(0)
-    assert isinstance(plain, PointTarget)
+    plain: Any = index.target(0)
     assert plain.points is None
     assert points_of(index.first(1).target(0, fields=("points",))) == FIRST
     index, (problem,) = read(folder, [(12, 22), (90, 6), (50, 30)])  # a value that can't be used is unknown and named
@@ -214,10 +211,7 @@ def test_records_hold_values_in_pixels_of_the_stored_image(folder) -> None:
 
     index, _ = read(folder, GOOD)
     batches = [collate([DetectionDataset(index, resize=Resize(120, 160))[(0, 0)]])]
-    (record,) = predict(PointOracle(), batches, index, device=torch.device("cpu")).records
-    assert isinstance(record, PointRecord)
-    assert record.points is not None
-    assert record.gt_points is not None
+    record: Any = predict(PointOracle(), batches, index, device=torch.device("cpu")).records[0]
     assert record.points.tolist() == [[15, 30]]  # a quarter of the width and half of the height of (10, 10, 30, 50)
     assert record.gt_points.tolist() == FIRST
     with pytest.raises(ValueError, match=r"a\.png: rows of unequal length"):

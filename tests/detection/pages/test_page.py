@@ -1,5 +1,3 @@
-"""The page in a real browser and as Markdown."""
-
 import re
 from typing import Any
 

@@ -101,11 +101,10 @@ def test_a_report_before_the_second_seeds_pools_none_and_says_what_the_plan_aske
     protocol = plan["protocol"] | {"name": "equal_time", "minutes": 100.0}
     change_plan(output, base=plan["base"] | {"test.max_detections": 300}, protocol=protocol)
     (output / "costs" / "resnet18.json").unlink()
-    found = {
-        "resnet18": {"scores": {"0.5": 0.123, "1": None}, "chosen": 0.5, "base_lr": 0.005},
-        "resnet34": {"scores": {"0.5": None, "1": None}, "chosen": None, "base_lr": None},
-    }
-    (output / "grid.json").write_text(json.dumps({"metric": "bbox.AP", "variants": found, "validation": ["c:val"]}))
+    chosen = {"scores": {"0.5": 0.123, "1": None}, "chosen": 0.5, "base_lr": 0.005}
+    none = {"scores": {"0.5": None, "1": None}, "chosen": None, "base_lr": None}
+    grid = {"metric": "bbox.AP", "variants": {"resnet18": chosen, "resnet34": none}, "validation": ["c:val"]}
+    (output / "grid.json").write_text(json.dumps(grid))
     numbers, html = read(output)
     assert numbers["planning"]["pooling"] is None
     assert "resnet18 30.0; resnet34 90.0" in html  # minutes
@@ -142,10 +141,9 @@ class TestRunsWithoutAResult:
         assert "holds no detections.json" in run["error"]
         assert "No run has finished" in html
         assert titles(html)[-2:] == ["Runs without a result", "Environment and method"]
-
-    def test_no_experiment_is_refused(self, tmp_path) -> None:
+        (output / "experiment.json").unlink()
         with pytest.raises(ValueError, match=r"experiment\.json can't be read.*resdet compare"):
-            write_report(tmp_path)
+            write_report(output)
 
 
 def test_arms_of_other_programs_and_latency_measured_elsewhere_stand_beside_trained_ones(make_experiment) -> None:

@@ -1,5 +1,3 @@
-"""Mirrors detection/report/recipe.py, on numbers made by hand."""
-
 from typing import Any
 
 import pytest

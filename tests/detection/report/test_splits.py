@@ -1,12 +1,9 @@
-"""Mirrors detection/report/splits.py, on folders without trainings."""
-
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from detection.pages.page import Text
 from detection.report.reading import read_experiment
 from detection.report.splits import copies_text, split_numbers, split_warnings
 
@@ -80,6 +77,6 @@ def test_copies_are_warned_of_with_number_and_example(kind) -> None:
     (warning,) = split_warnings({"leakage": leakage})
     for part in ("2 of 72", "5.jpg", "1.jpg"):
         assert part in warning
-    (text,) = copies_text({"leakage": leakage})
-    assert isinstance(text, Text)
+    texts: Any = copies_text({"leakage": leakage})
+    (text,) = texts
     assert "205" in text.text

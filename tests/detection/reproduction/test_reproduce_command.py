@@ -12,18 +12,17 @@ import pytest
 JOBS = ("vgg16_voc07", "resnet101_voc07", "vgg16_voc12", "resnet101_voc12")
 
 
-def test_plan_names_what_is_missing_and_measures_nothing(resdet, tmp_path, tiny) -> None:
-    outcome = resdet("reproduce", "table7", "--dry-run", "--output-dir", tmp_path / "out", f"data.root={tmp_path}")
-    assert not outcome.status
+def test_plan_names_what_is_missing_and_measures_nothing(succeeds, tmp_path, tiny) -> None:
+    plan = succeeds("reproduce", "table7", "--dry-run", "--output-dir", tmp_path / "out", f"data.root={tmp_path}")
     for named in (f"resdet download voc2007 --root {tmp_path}", "80000 + 40000 + 80000 + 40000, 0 done"):
-        assert named in outcome.out
-    assert outcome.out.count("not measured") >= len(JOBS)
-    assert "vgg16-397923af.pth" in outcome.out
+        assert named in plan
+    assert plan.count("not measured") >= len(JOBS)
+    assert "vgg16-397923af.pth" in plan
     assert not (tmp_path / "out").exists()
-    outcome = resdet("reproduce", "table10", "--dry-run", "--output-dir", tmp_path, *tiny)  # data in their real layouts
-    assert "resdet download" not in outcome.out
-    assert "  weights  the run resnet101_context_trainval\n" in outcome.out
-    assert "  missing  resnet101_context_trainval\n" in outcome.out
+    plan = succeeds("reproduce", "table10", "--dry-run", "--output-dir", tmp_path, *tiny)  # data in their real layouts
+    for kind, named in (("weights", "the run resnet101_context_trainval"), ("missing", "resnet101_context_trainval")):
+        assert f"  {kind}  {named}\n" in plan
+    assert "resdet download" not in plan
 
 
 def test_runs_that_can_not_run_leave_a_table(resdet, tmp_path) -> None:
@@ -43,14 +42,13 @@ def test_measured_steps_give_hours(resdet, tmp_path, tiny) -> None:
 
 
 @pytest.mark.slow
-def test_table_9_tests_every_row_once(resdet, tmp_path, tiny) -> None:
+def test_table_9_tests_every_row_once(succeeds, tmp_path, tiny) -> None:
     arguments = ("reproduce", "table9", "--output-dir", tmp_path, *tiny, "data.limit=1")
-    outcome = resdet(*arguments)
-    assert (outcome.status, outcome.err) == (0, "")
+    said = succeeds(*arguments)
     rows = {file: file.stat().st_mtime_ns for file in (tmp_path / "table9_methods").glob("*/result.json")}
     assert sorted(file.parent.name for file in rows) == ["0", "1", "2", "3", "4"]
-    assert "48.4 / 27.2" in outcome.out
-    assert resdet(*arguments).status == 0
+    assert "48.4 / 27.2" in said
+    succeeds(*arguments)
     assert {file: file.stat().st_mtime_ns for file in rows} == rows
 
 

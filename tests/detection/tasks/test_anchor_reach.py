@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,8 +33,7 @@ def index(make_index) -> AnnotationIndex:
 @pytest.mark.parametrize(("anchors", "fpn"), [(SINGLE, False), (PYRAMID, True)])
 def test_the_best_anchor_is_the_best_of_the_whole_grid(index, anchors, fpn) -> None:
     made = config(anchors, fpn=fpn)
-    reach = reach_of_config(index, made, "c")
-    assert reach is not None
+    reach: Any = reach_of_config(index, made, "c")
     detector = build_detector(made, 2, pretrained=False)
     grids = [module for module in detector.modules() if isinstance(module, AnchorGenerator)]
     every = torch.cat([grid(-(-128 // grid.stride), -(-160 // grid.stride)) for grid in grids])
@@ -47,8 +47,8 @@ def test_suggested_anchors_have_as_many_sizes_as_the_config_and_reach_more(index
     suggested = suggest(index, made)
     values = {choice.key: choice.value for choice in suggested}
     assert len(values["anchors.sizes"]) == 3
-    own, fitting = reach_of_config(index, made, "c"), reach_of_suggested(index, suggested, made)
-    assert own is not None
+    own: Any = reach_of_config(index, made, "c")
+    fitting = reach_of_suggested(index, suggested, made)
     assert fitting.missed(0.5).sum() < own.missed(0.5).sum() == len(own.ious) == 30
 
 
@@ -56,8 +56,7 @@ def test_several_sizes_a_level_are_of_their_level_and_without_anchors_nothing_is
     several = replace(PYRAMID, sizes=tuple(8.0 * 2 ** (number / 2) for number in range(10)))
     dense = replace(config(several, fpn=True), architecture="retinanet")
     dense = replace(dense, backbone=replace(dense.backbone, fpn_coarse="p5"))
-    reach = reach_of_config(index, dense, "c")
-    assert reach is not None
+    reach: Any = reach_of_config(index, dense, "c")
     assert len(reach.anchors) == 10 * 2
     (sizes,) = (choice.value for choice in suggest(index, dense) if choice.key == "anchors.sizes")
     assert len(sizes) == 5

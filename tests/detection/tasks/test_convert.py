@@ -44,24 +44,22 @@ def card(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "training_script"])
-def test_torchvision_there_and_back(state, card, tmp_path, wrapped, resdet) -> None:
+def test_torchvision_there_and_back(state, card, tmp_path, wrapped, resdet, succeeds) -> None:
     torch.save({"model": state, "epoch": 3} if wrapped else state, tmp_path / "model.pth")
     run, back = tmp_path / "run", tmp_path / "back.pth"
-    outcome = resdet("convert", tmp_path / "model.pth", "--output", run, "--classes", card, "--norm-eps", "0")
-    assert outcome.status == 0
-    assert "2 classes, resnet18" in outcome.out
-    assert str(run / "checkpoints" / "0000000.safetensors") in outcome.out
-    assert "images of 800 to 1333 px, 1000 proposals, scores from 0.05" in outcome.out
+    said = succeeds("convert", tmp_path / "model.pth", "--output", run, "--classes", card, "--norm-eps", "0")
+    recipe = "images of 800 to 1333 px, 1000 proposals, scores from 0.05"
+    for part in ("2 classes, resnet18", str(run / "checkpoints" / "0000000.safetensors"), recipe):
+        assert part in said
     checkpoint = read_checkpoint(run)
     assert checkpoint.class_names == CLASSES
     assert checkpoint.config == load_config(DetectionConfig, run / "config.yaml")
     assert checkpoint.config.backbone.norm_eps == 0
     stem = "backbone.body.conv1.weight"
     assert checkpoint.weights[stem].equal(state[stem])
-    outcome = resdet("convert", run, "--to", "torchvision", "--output", back)
-    assert outcome.status == 0
-    assert f"{back}; labels 1 to 2" in outcome.out
-    assert "model = fasterrcnn_resnet18_fpn(weights=None, weights_backbone=None, num_classes=3)" in outcome.out
+    said = succeeds("convert", run, "--to", "torchvision", "--output", back)
+    assert f"{back}; labels 1 to 2" in said
+    assert "model = fasterrcnn_resnet18_fpn(weights=None, weights_backbone=None, num_classes=3)" in said
     written = torch.load(back, weights_only=True)
     assert set(written) == set(state)
     assert all(written[name].equal(value) for name, value in state.items() if "bbox_pred" not in name)

@@ -52,17 +52,14 @@ class TestThreeCommands:
         ("kind", "title"),
         [("yolo_polygons", "YOLO txt"), ("labelme", "LabelMe JSON"), ("cvat", "CVAT XML"), ("csv", "CSV of boxes")],
     )
-    def test_a_folder_is_checked_trained_on_and_predicted(self, made_folder, resdet, kind, title) -> None:
+    def test_a_folder_is_checked_trained_on_and_predicted(self, made_folder, succeeds, kind, title) -> None:
         folder, output = made_folder(kind), Path("output") / kind
-        checked = resdet("check", folder, "--from", "none")
-        assert (checked.status, checked.err) == (0, "")
-        assert f"{folder}: {title}" in checked.out
-        assert "2 classes: bolt, nut" in checked.out
-        trained = resdet("train", folder, *SHORT)
-        assert (trained.status, trained.err) == (0, "")
+        checked = succeeds("check", folder, "--from", "none")
+        assert f"{folder}: {title}" in checked
+        assert "2 classes: bolt, nut" in checked
+        succeeds("train", folder, *SHORT)
         assert {path.name for path in output.iterdir()} >= {"checkpoints", "config.yaml", "init", "result.json"}
-        predicted = resdet("predict", "--weights", output, folder, "--min-score", "0")
-        assert (predicted.status, predicted.err) == (0, "")
+        succeeds("predict", "--weights", output, folder, "--min-score", "0")
         entries = json.loads(Path("output/predictions/predictions.json").read_text())
         assert len(entries) == 12
         assert all(isinstance(entry, list) for entry in entries.values())
@@ -83,11 +80,10 @@ class TestThreeCommands:
         assert resdet("predict", "--weights", Path("output") / name, image).status == 0
 
     @pytest.mark.slow
-    def test_train_takes_a_data_yaml_and_goes_on_with_resume(self, made_folder, resdet) -> None:
+    def test_train_takes_a_data_yaml_and_goes_on_with_resume(self, made_folder, succeeds) -> None:
         folder = made_folder("yolo")
-        assert resdet("train", folder / "data.yaml", "--from", "none", *SHORT).status == 0
-        again = resdet("train", folder, "--from", "none", "--resume", *SHORT[1:], "solver.iterations=3")
-        assert again.status == 0
+        succeeds("train", folder / "data.yaml", "--from", "none", *SHORT)
+        succeeds("train", folder, "--from", "none", "--resume", *SHORT[1:], "solver.iterations=3")
         assert (Path("output/yolo/checkpoints") / "0000003.safetensors").is_file()
 
     @pytest.mark.slow
@@ -107,7 +103,7 @@ class TestThreeCommands:
         assert (outcome.status, "tfrecord" in outcome.err, "yolo" in outcome.err) == (2, True, True)
 
     @pytest.mark.slow
-    def test_image_folders_get_a_config_of_pretrain(self, made_folder, tmp_path, resdet) -> None:
+    def test_image_folders_get_a_config_of_pretrain(self, made_folder, tmp_path, resdet, succeeds) -> None:
         for number, photo in enumerate(sorted(made_folder("csv").glob("photos/*.jpg"))):
             target = tmp_path / "pets" / ("cat" if number % 2 else "dog") / photo.name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,8 +112,7 @@ class TestThreeCommands:
         assert (begun.status, "resdet pretrain output/pets/init/config.yaml" in begun.out) == (0, True)
         assert resdet("train", tmp_path / "pets").status == 2
         small = ("backbone.name=resnet18", "classification.crop=32", "classification.shorter_side=32")
-        trained = resdet("pretrain", "output/pets/init/config.yaml", *SHORT, *small, "--output-dir", tmp_path / "run")
-        assert (trained.status, trained.err) == (0, "")
+        succeeds("pretrain", "output/pets/init/config.yaml", *SHORT, *small, "--output-dir", tmp_path / "run")
 
 
 class TestCard:
@@ -261,16 +256,15 @@ class TestTransfer:
         assert config_of(project).architecture == (name if one_stage else "faster_rcnn")
 
     @pytest.mark.slow
-    def test_a_run_of_ours(self, made_folder, resdet) -> None:
+    def test_a_run_of_ours(self, made_folder, succeeds) -> None:
         first, folder = made_folder("csv"), made_folder("yolo_plain")
-        assert resdet("train", first, "--from", "none", *SHORT).status == 0
+        succeeds("train", first, "--from", "none", *SHORT)
         (folder / "classes.txt").write_text("cat\ndog\n")
         small = ("data.shorter_side=64", "data.longer_side=96")
-        trained = resdet("train", folder, "--from", "output/csv", *SHORT, *small)
-        assert (trained.status, trained.err) == (0, "")
+        trained = succeeds("train", folder, "--from", "output/csv", *SHORT, *small)
         tensors = len(origin.read_origin("output/csv").weights)
-        assert f"{tensors} of {tensors} tensors carried over" in trained.out.replace(" num", "")
-        assert "classes kept: none\n  classes new: cat, dog" in trained.out
+        assert f"{tensors} of {tensors} tensors carried over" in trained.replace(" num", "")
+        assert "classes kept: none\n  classes new: cat, dog" in trained
         files = [f"output/{name}/init/config.yaml" for name in ("yolo_plain", "csv")]
         own, theirs = (load_config(DetectionConfig, file) for file in files)
         assert (own.init, own.anchors) == ("output/csv", theirs.anchors)

@@ -72,11 +72,10 @@ def test_missing_checkpoints_and_a_bad_table_are_named(methods, tmp_path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_default_table_and_folder(tiny_file, finished, resdet, tmp_path) -> None:
+def test_default_table_and_folder(tiny_file, finished, succeeds, tmp_path) -> None:
     run = shutil.copytree(finished.path, tmp_path / "run")
-    outcome = resdet("methods", tiny_file, "--weights", run, "--limit", "1")
-    assert outcome.status == 0
-    lines = table_of(outcome.out)
+    outcome = succeeds("methods", tiny_file, "--weights", run, "--limit", "1")
+    lines = table_of(outcome)
     names = ["baseline", "+ box refinement", "+ context", "+ multi-scale testing", "+ horizontal flip", "+ ensemble"]
     assert [line.split("  ")[0] for line in lines[1:] if not line.startswith(" ")] == names
     assert lines[1].endswith("48.4 / 27.2")

@@ -16,7 +16,7 @@ from detection.weights.zoo import Entry
 ENTRY = Entry("small", "torchvision", "http://host/model-00000000.pth", "digits:test", ap=12.3, mask_ap=45.6)
 
 
-def test_a_detector_of_the_zoo_is_tested_as_it_was_published(digits, tmp_path, monkeypatch, resdet) -> None:
+def test_a_detector_of_the_zoo_is_tested_as_it_was_published(digits, tmp_path, monkeypatch, succeeds) -> None:
     with torch.device("meta"):
         shapes = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=11).state_dict()
     state = {name: torch.tensor(0.01).expand(value.shape) for name, value in shapes.items()}
@@ -32,10 +32,9 @@ def test_a_detector_of_the_zoo_is_tested_as_it_was_published(digits, tmp_path, m
     monkeypatch.setattr(zoo, "fetch", fetch)
     monkeypatch.chdir(tmp_path)
     small = ("data.shorter_side=64", "rpn.post_nms_test=8", "device=cpu", "data.workers=0", "data.test=[digits:test]")
-    outcome = resdet("test", "--zoo", "small", "--limit", "1", f"data.root={digits}", *small)
-    assert outcome.status == 0
-    assert "small: http://host/model-00000000.pth, BSD" in outcome.out
-    assert "published for digits:test: box AP 12.3, mask AP 45.6" in outcome.out
+    said = succeeds("test", "--zoo", "small", "--limit", "1", f"data.root={digits}", *small)
+    assert "small: http://host/model-00000000.pth, BSD" in said
+    assert "published for digits:test: box AP 12.3, mask AP 45.6" in said
     assert json.loads((tmp_path / "output" / "zoo" / "small" / "test" / "result.json").read_text())["images"] == 1
 
 

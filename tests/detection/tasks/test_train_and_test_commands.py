@@ -153,13 +153,12 @@ def test_loss_that_is_not_finite_is_an_error_without_a_traceback(workspace, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["retinanet", "fcos", "keypoint_rcnn"])
-def test_configs_of_other_heads_train_and_are_tested(resdet, digits, tmp_path, name) -> None:
+def test_configs_of_other_heads_train_and_are_tested(resdet, succeeds, digits, tmp_path, name) -> None:
     """The configs of configs/digits, at a small scale and for two steps."""
     small = ("data.shorter_side=64", "data.longer_side=96", "data.workers=0", f"data.root={digits}")
     short = ("solver.iterations=2", "solver.warmup_iterations=0", "solver.images_per_step=2", "device=cpu")
     config = (f"digits/{name}_resnet18_fpn", "--output-dir", tmp_path, "test.score_threshold=0.001")
-    trained = resdet("train", *config, *small, *short)
-    assert (trained.status, trained.err) == (0, "")
+    succeeds("train", *config, *small, *short)
     assert resdet("test", tmp_path / "config.yaml", "--weights", tmp_path, "--visualize", "1").status == 0
     result = json.loads((tmp_path / "test" / "result.json").read_text())
     assert ("keypoints" in result) == (name == "keypoint_rcnn")
