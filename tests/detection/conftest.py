@@ -441,6 +441,12 @@ def print_page(browse) -> Callable[[Path], bytes]:
 
 
 @pytest.fixture
+def said() -> list[str]:
+    """Takes lines: ``say=said.append``."""
+    return []
+
+
+@pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Dynamo makes the graphs, and eager PyTorch runs them."""
     monkeypatch.setattr(compiled, "BACKEND", "eager")

@@ -53,8 +53,7 @@ def test_images_are_shared_out_where_they_can_be(monkeypatch, images, accumulate
         distributed.images_per_rank(images, accumulate)
 
 
-def test_what_takes_one_process_or_as_many_gpus_refuses_more(monkeypatch) -> None:
-    said: list[str] = []
+def test_what_takes_one_process_or_as_many_gpus_refuses_more(monkeypatch, said) -> None:
     distributed.refuse_many("localisation")
     distributed.only_main(said.append)("first")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -110,15 +110,11 @@ def test_records_are_in_pixels_of_the_stored_images() -> None:
     assert (first.gt_ignore.tolist(), first.gt_areas.tolist()) == ([False, True], [2000, 3000])
     assert second.boxes.shape == second.gt_boxes.shape == (0, 4)
     assert predictions.seconds_per_image > 0
-    nothing = run(Oracle())
+    nothing, oracle = run(Oracle()), Oracle()
     assert (nothing.records, nothing.seconds_per_image) == ([], 0)
-
-
-@pytest.mark.parametrize(("precision", "autocast"), [("fp32", False), ("bf16", True)])
-def test_the_detector_runs_in_test_mode_without_gradients(precision, autocast) -> None:
-    oracle = Oracle()
-    run(oracle, 0, precision=precision)
-    assert oracle.seen == [(False, autocast, True)]
+    for precision in ("fp32", "bf16"):
+        run(oracle, 0, precision=precision)
+    assert oracle.seen == [(False, False, True), (False, True, True)]  # test mode, autocast, no gradients
 
 
 def test_detections_of_a_class_that_is_not_judged_are_left_out_with_all_their_fields() -> None:

@@ -17,9 +17,12 @@ from detection.engine.log import SINKS, LoggedRun, RunLog, require_packages
 CPU = torch.device("cpu")
 
 
-def lines(folder: Path, *keys: str) -> list[Any]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["iteration"] for line in found] if not keys else found
+def lines(folder: Path) -> list[Any]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def iterations(folder: Path) -> list[int]:
+    return [line["iteration"] for line in lines(folder)]
 
 
 def open_log(folder: Path, *sinks: str, start: int = 0, evaluated: bool = True) -> RunLog:
@@ -34,7 +37,7 @@ def write(folder: Path, *iterations: int, start: int = 0) -> None:
 
 def test_a_line_per_report(tmp_path) -> None:
     write(tmp_path, 10, 20)
-    first, second = lines(tmp_path, "all")
+    first, second = lines(tmp_path)
     assert set(first) == {"iteration", "loss/total", "learning_rate", "memory_gib", "time"}
     assert (first["iteration"], second["iteration"], first["loss/total"]) == (10, 20, 1 / 3)
     assert second["time"] >= first["time"] > 1.6e9
@@ -53,7 +56,7 @@ def test_a_line_per_report(tmp_path) -> None:
 def test_a_run_goes_on_where_it_was(tmp_path, first, then, start, expected) -> None:
     write(tmp_path, *first)
     write(tmp_path, *then, start=start)
-    assert lines(tmp_path) == expected
+    assert iterations(tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_an_evaluation_that_does_not_count_and_half_a_line_are_removed(tmp_path,
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write(rest)
     with open_log(tmp_path, start=20, evaluated=evaluated):
-        assert lines(tmp_path) == expected
+        assert iterations(tmp_path) == expected
 
 
 def test_losses_rate_time_left_and_figures_are_said(tmp_path, capsys) -> None:
@@ -192,4 +195,4 @@ def test_a_disk_that_is_full_is_named_with_its_space_and_leaves_no_half_line(tmp
         patch.setattr(Path, "open", full)
         with pytest.raises(OSError, match=r"metrics\.jsonl can't be written: .*No space left.*; \d+ MiB are free"):
             log.metrics(20, {"loss/total": 0.5})
-    assert lines(tmp_path) == [10]
+    assert iterations(tmp_path) == [10]

@@ -10,6 +10,8 @@ from detection.engine.optim import build_optimizer, clip_gradients, learning_rat
 
 SOLVER = SolverConfig(base_lr=0.1, momentum=0.8, weight_decay=0.02, bias_lr_factor=2.0)
 ADAMW = replace(SOLVER, optimizer="adamw")
+COSINE = {"schedule": "cosine", "iterations": 200}
+WARM_UP = {"warmup_iterations": 100, "warmup_factor": 0.0}
 
 
 def make_model() -> nn.Module:
@@ -72,19 +74,10 @@ def test_steps_by_hand() -> None:
     ("options", "rates"),
     [
         ({"steps": (100, 150), "gamma": 0.5}, {0: 0.1, 99: 0.1, 100: 0.05, 149: 0.05, 150: 0.025, 10**6: 0.025}),
-        (
-            {"steps": (), "warmup_iterations": 100, "warmup_factor": 0.2},
-            {0: 0.02, 25: 0.04, 50: 0.06, 99: 0.0992, 100: 0.1},
-        ),
-        ({"steps": (40,), "gamma": 0.1, "warmup_iterations": 100, "warmup_factor": 0.0}, {50: 0.1 * 0.5 * 0.1}),
-        (
-            {"schedule": "cosine", "iterations": 200},
-            {0: 0.1, 50: 0.1 * (1 + math.sqrt(0.5)) / 2, 100: 0.05, 200: 0, 300: 0},
-        ),
-        (
-            {"schedule": "cosine", "iterations": 200, "warmup_iterations": 200, "warmup_factor": 0.0},
-            {0: 0, 100: 0.1 * 0.5 * 0.5},
-        ),
+        ({"steps": (), **WARM_UP, "warmup_factor": 0.2}, {0: 0.02, 25: 0.04, 50: 0.06, 99: 0.0992, 100: 0.1}),
+        ({"steps": (40,), "gamma": 0.1, **WARM_UP}, {50: 0.1 * 0.5 * 0.1}),
+        (COSINE, {0: 0.1, 50: 0.1 * (1 + math.sqrt(0.5)) / 2, 100: 0.05, 200: 0, 300: 0}),
+        (COSINE | WARM_UP | {"warmup_iterations": 200}, {0: 0, 100: 0.1 * 0.5 * 0.5}),
         ({"schedule": "poly", "iterations": 200}, {0: 0.1, 100: 0.1 * 0.5**0.9, 200: 0}),
     ],
     ids=["steps", "warm-up", "both", "cosine", "cosine with warm-up", "poly"],

@@ -181,6 +181,14 @@ def test_best_weights_that_were_chosen_otherwise_are_put_aside(make_trainer, lef
 
 
 def test_a_finished_run_gives_its_result_again_and_writes_nothing(make_trainer, capsys) -> None:
+    def killed(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    weights, model = list[float](), LineModel()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(test=killed, name="killed").run()  # before its test: it is only tested
+    assert make_trainer(model, test=noting(weights), name="killed", resume=True).run()["trained"] == 4
+    assert (len(weights), model.modes) == (1, [])
     make_trainer(test=lambda model, facts: {"bbox": {"AP": 0.5}}).run()
     again = make_trainer(test=lambda model, facts: {}, base_lr=0.2, resume=True)
     (again.output / "result.json").write_text('{"bbox": {"AP": 0.5}}')  # as the tasks' tests do
@@ -193,17 +201,6 @@ def test_a_finished_run_gives_its_result_again_and_writes_nothing(make_trainer, 
     assert {path: path.stat().st_mtime_ns for path in again.output.rglob("*")}.keys() == before.keys()
     make_trainer(name="untested").run()
     assert make_trainer(name="untested", resume=True).run() == {}
-
-
-def test_a_run_that_was_killed_before_its_test_is_only_tested(make_trainer) -> None:
-    def fails(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(test=fails).run()
-    weights, model = list[float](), LineModel()
-    assert make_trainer(model, test=noting(weights), resume=True).run()["trained"] == 4
-    assert (len(weights), model.modes) == (1, [])
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("stop", 0), ("skip", 3 * 4)])  # buffers of the one layer, steps
@@ -233,7 +230,7 @@ def test_a_step_that_is_skipped_leaves_everything_but_the_place_in_the_run(make_
     model = LineModel(breaks=True)
     trainer = make_trainer(model, on_not_finite="skip", checkpoint_every=1, keep_checkpoints=9, momentum=0.9)
     trainer.run()
-    assert column(trainer, "iteration") == [1, 2, 3, 4]
+    assert (column(trainer, "iteration"), column(trainer, "loss/total")[2]) == ([1, 2, 3, 4], 0)
     assert saved(trainer.output, 2) == saved(trainer.output, 3) != saved(trainer.output, 4)
     assert all(buffer.isfinite().all() for buffer in model.buffers())
     dump = json.loads((trainer.output / "not_finite" / "0000002.json").read_text())

@@ -157,16 +157,13 @@ def test_a_part_that_the_source_lacks_begins_anew_and_one_too_many_is_named() ->
     assert (carried.new_layers, carried.unused) == (("neck.weight", "neck.bias"), ("old.weight",))
     assert torch.equal(model.neck.weight, own)
     assert any("neck.weight" in line for line in carried.lines)
+    other = DetectionConfig(backbone=DetectorBackboneConfig(name="vgg11", norm_eps=0.5))
+    assert differing_meaning(CONFIG, checkpoint) == []
+    (line,) = differing_meaning(other, checkpoint)  # options that change what weights mean
+    assert "backbone.norm_eps" in line
     for here, there in ((4, 2), (2, 4)):  # with a context the two last layers read twice as much, or no more
         model = TinyDetector(2, features=here)
         own = model.state_dict()["box_stage.predictor.classes.weight"].clone()
         carried = load_initial_weights(model, tiny_checkpoint(features=there), ("cat", "dog"), {})
         assert carried.new_layers == ("box_stage.predictor.classes.weight", "box_stage.predictor.deltas.weight")
         assert torch.equal(model.state_dict()["box_stage.predictor.classes.weight"], own)
-
-
-def test_options_that_change_what_weights_mean_are_named() -> None:
-    other = DetectionConfig(backbone=DetectorBackboneConfig(name="vgg11", norm_eps=0.5))
-    assert differing_meaning(CONFIG, tiny_checkpoint()) == []
-    (line,) = differing_meaning(other, tiny_checkpoint())
-    assert "backbone.norm_eps" in line

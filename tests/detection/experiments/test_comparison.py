@@ -38,11 +38,6 @@ KIND = replace(DETECTORS, hash_weights=lambda config, _: f"{config.backbone.name
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
 def make(tmp_path, card, said, program, write_swap, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = program(TRAINER)

@@ -14,11 +14,6 @@ from detection.experiments.leakage import check_leakage
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
 def check(tmp_path, card, said, write_swap):
     """Looks for leakage in an experiment; gives leakage.json."""
     base = f"data: {{train: ['{card}:train'], test: ['{card}:test'], root: {tmp_path}}}"

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ from detection.data.cards import load_dataset
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader
 from detection.data.proposals import StoredProposals, read_proposals
-from detection.model.faster_rcnn import FasterRCNN
 from detection.tasks.alternating import alternating_steps, run_alternating, write_training_proposals
 
 ITERATIONS = {1: 3, 2: 2, 3: 3, 4: 2}
@@ -118,17 +118,13 @@ def test_parts_come_from_their_step_and_only_what_trains_changes(config, whole, 
 class TestProposals:
     """What steps 2 and 4 train on."""
 
-    @pytest.fixture
-    def index(self, config) -> AnnotationIndex:
-        return load_dataset(config.data.train, Path(str(config.data.root)))[0]
-
-    def test_are_those_of_the_step_before(self, config, lab, whole, weights, index, tmp_path) -> None:
+    def test_are_those_of_the_step_before(self, config, digits, lab, whole, weights, tmp_path) -> None:
         many = lab.changed(config, rpn__pre_nms_test=64, rpn__post_nms_test=20)  # as in training
+        index, _ = load_dataset(config.data.train, digits)
         read = {number: read_proposals(whole / f"proposals{number}.safetensors", index) for number in (1, 3)}
         assert not torch.equal(read[1].boxes, read[3].boxes)
         for number, stored in read.items():
-            detector = build_detector(many, 10).eval()
-            assert isinstance(detector, FasterRCNN)
+            detector: Any = build_detector(many, 10).eval()
             detector.load_state_dict(weights(whole, number))
             for batch in build_test_loader(index, config.data):
                 (row,), (size,) = batch.rows, batch.images.size_list()
@@ -213,5 +209,3 @@ class TestGoingOn:
         assert json.loads((tmp_path / "step4" / "result.json").read_text())["images"] == 2
         newest = [max(path.stem for path in (tmp_path / f"step{n}").rglob("0*.safetensors")) for n in (1, 2, 3, 4)]
         assert newest == ["0000003", "0000001"] * 2
-        wild = resdet("alternating", file, "--output-dir", tmp_path / "wild", "solver.base_lr=1e30", *options[2:])
-        assert wild.err.startswith("error: loss is not finite at iteration 1: ")

@@ -1,5 +1,4 @@
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,10 +36,8 @@ def state() -> Mapping[str, Tensor]:
 
 
 @pytest.fixture
-def card(tmp_path) -> Path:
-    path = tmp_path / "pets.yaml"
-    path.write_text("format: coco\nclasses: [cat, dog]\nsplits: {}\n")
-    return path
+def card(write_card) -> str:
+    return write_card("coco", card="pets", splits={})
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "training_script"])

@@ -126,7 +126,6 @@ class TestCard:
         paths = [path for index in sets for path in index.paths]
         assert len(paths) == len(set(paths)) == 24
         assert all(set(index.labels.tolist()) == {0, 1} for index in sets)
-
         project = begin(made_folder("csv", count=100))  # which is enough for a test set, too
         assert [*load_card(str(project.card)).splits] == ["train", "val", "test"]
         assert config_of(project).data.test == (f"{project.card.resolve()}:test",)
@@ -140,7 +139,7 @@ class TestCard:
             count += len(index)
         assert count == (11 if kind == "open_images" else 12)
 
-    def test_copies_near_copies_and_groups_are_never_on_both_sides(self, made_folder) -> None:
+    def test_copies_near_copies_and_groups_are_never_on_both_sides(self, made_folder, said) -> None:
         folder = made_folder("labelme", count=20)
         for number in range(0, 20, 2):
             photo, label = folder / f"photo{number}.jpg", json.loads((folder / f"photo{number}.json").read_text())
@@ -148,7 +147,6 @@ class TestCard:
             Image.open(photo).save(folder / f"z{number * 7}again.jpg", quality=50)
             for name in (f"z{number * 7}copy", f"z{number * 7}again"):
                 (folder / f"{name}.json").write_text(json.dumps(label | {"imagePath": f"{name}.jpg"}))
-        said = list[str]()
         project = begin(folder, say=said.append)
         where = {name: split for split in ("train", "val") for name in listed(project, split)}
         assert len(where) == 40
@@ -160,9 +158,7 @@ class TestCard:
         project = begin(made_folder("csv", count=40), group=r"photo(\d)")
         digits = [{Path(line).name[5] for line in listed(project, name)} for name in ("train", "val")]
         assert digits[0].isdisjoint(digits[1])
-
-    def test_an_image_in_two_of_the_folder_s_own_splits_is_named(self, made_folder) -> None:
-        folder, said = made_folder("yolo"), list[str]()
+        folder = made_folder("yolo")  # where an image in two of its own splits is named
         first = sorted((folder / "images" / "train").iterdir())[0]
         shutil.copy(first, folder / "images" / "val" / "leaked.jpg")
         begin(folder, say=said.append)
@@ -226,12 +222,11 @@ class TestConfig:
         (sided / "classes.txt").write_text("left_hand\nnut\n")
         assert config_of(begin(sided)).data.augment == ()  # sides are not mirrored
 
-    def test_where_no_published_detector_can_be_had(self, made_folder, monkeypatch) -> None:
+    def test_where_no_published_detector_can_be_had(self, made_folder, monkeypatch, said) -> None:
         def refused(*_: Any, **__: Any) -> Path:
             raise ConnectionError("the network is unreachable")
 
         monkeypatch.setattr(zoo, "download", refused)
-        said = list[str]()
         project = init_folder(made_folder("csv"), machine=CPU, say=said.append)
         assert config_of(project).init is None
         assert any("10,000 images" in line and "network is unreachable" in line for line in said)

@@ -16,7 +16,6 @@ from detection.data.panoptic_files import segment_numbers
 from detection.engine.checkpoint import Checkpoint
 from detection.predictor import Predictor
 from detection.report.evaluation import write_map_evaluation
-from detection.segments import Segments
 from detection.tasks.test import read_records, run_test
 
 
@@ -42,7 +41,7 @@ def tested(checkpoint, tmp_path_factory):
     return run, run_test(checkpoint.config, checkpoint, run, say=lambda line: None)
 
 
-def test_boxes_masks_pixels_and_segments_are_judged(tested) -> None:
+def test_boxes_masks_pixels_and_segments_are_judged(checkpoint, tested, tmp_path) -> None:
     run, result = tested
     assert {"bbox", "segm", "semseg", "panoptic"} <= result.keys()
     assert {"PQ", "SQ", "RQ", "PQ_things", "PQ_stuff"} <= result["panoptic"].keys()
@@ -50,6 +49,10 @@ def test_boxes_masks_pixels_and_segments_are_judged(tested) -> None:
     _, records = read_records(run, say=lambda line: None)
     assert all(record.panoptic_counts is not None and record.panoptic_counts.any() for record in records)
     assert all(record.masks is not None for record in records)
+    with pytest.raises(ValueError, match="panoptic"):  # windows and ensembles are refused
+        run_test(checkpoint.config, checkpoint, tmp_path, ensemble=[checkpoint], say=lambda line: None)
+    with pytest.raises(ValueError, match=r"test\.slice"):
+        replace(checkpoint.config, test=replace(checkpoint.config.test, slice=100))
 
 
 def test_files_are_coco_s_and_give_the_same_figures_again(digits, tested, tmp_path) -> None:
@@ -68,15 +71,8 @@ def test_files_are_coco_s_and_give_the_same_figures_again(digits, tested, tmp_pa
 def test_a_prediction_has_the_segments_that_the_test_wrote(digits, checkpoint, tested) -> None:
     predictor = Predictor.of(checkpoint, checkpoint.config)
     found = predictor(digits / "digits/coco/test/000007.jpg")
-    assert isinstance(found.segments, Segments)
+    assert found.segments is not None
     ids = segment_numbers(np.asarray(Image.open(tested[0] / "panoptic" / "000007.png")))
     assert (found.segments.ids == ids).all()
     assert found.label_names == (*CLASSES, *STUFF)
     assert found.plot().shape == found.image.shape
-
-
-def test_windows_and_ensembles_are_refused(checkpoint, tmp_path) -> None:
-    with pytest.raises(ValueError, match="panoptic"):
-        run_test(checkpoint.config, checkpoint, tmp_path, ensemble=[checkpoint], say=lambda line: None)
-    with pytest.raises(ValueError, match=r"test\.slice"):
-        replace(checkpoint.config, test=replace(checkpoint.config.test, slice=100))

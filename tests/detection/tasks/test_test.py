@@ -9,6 +9,7 @@ import torch
 
 from detection.build import build_detector
 from detection.config.detection import DetectionConfig, DetectorBackboneConfig
+from detection.data.corruptions import CORRUPTIONS
 from detection.data.digits import CLASSES
 from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.engine.device import choose_device
@@ -16,6 +17,8 @@ from detection.engine.evaluate import evaluate
 from detection.evaluation.coco import coco_results
 from detection.evaluation.metrics import figures
 from detection.predictor import Predictor
+from detection.report.robustness import write_robustness
+from detection.tasks.robustness import corrupted_files, run_corrupted
 from detection.tasks.test import read_records, run_test
 from detection.tasks.train import run_training
 
@@ -65,8 +68,7 @@ def test_figures_are_those_of_the_training_and_of_the_files(tiny, finished, chec
     assert voc["per_class"] == pytest.approx(expected["voc"]["per_class"])
 
 
-def test_limit_and_pictures_also_without_a_detection(tiny, checkpoint, lab, tmp_path) -> None:
-    said = list[str]()
+def test_limit_and_pictures_also_without_a_detection(tiny, checkpoint, lab, tmp_path, said) -> None:
     silent = lab.changed(tiny, test__score_threshold=1.0)
     result = judge(silent, checkpoint, tmp_path, limit=1, pictures=5, say=said.append)
     assert (result["images"], result["bbox"]["AP"], detections(tmp_path)) == (1, 0, [])
@@ -197,10 +199,13 @@ class TestWhatIsRefused:
                 assert f"box_stage.predictor.{name}.weight ({shapes})" in str(error.value)
         assert not (tmp_path / "out").exists()
 
-    def test_other_classes(self, tiny, checkpoint, lab, classes_card, tmp_path) -> None:
-        own = lab.changed(tiny, data__test=(classes_card([*CLASSES, "a"]),))
-        with pytest.raises(ValueError, match=r"'9'.*the data set has 11: .*'a'|class"):
-            judge(own, checkpoint, tmp_path / "out")
+    def test_other_classes_and_no_test_set(self, tiny, checkpoint, lab, classes_card, tmp_path) -> None:
+        for test, message in (
+            ((classes_card([*CLASSES, "a"]),), r"'9'.*the data set has 11: .*'a'|class"),
+            ((), r"data\.test is empty; give a list of card:split"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                judge(lab.changed(tiny, data__test=test), checkpoint, tmp_path / "out")
         for other in ((*CLASSES[1:], CLASSES[0]), (*CLASSES, "a"), CLASSES[:-1]):
             with pytest.raises(ValueError, match=r"other\.safetensors") as error:
                 judge(tiny, checkpoint, tmp_path / "out", ensemble=[untrained(tiny, other)])
@@ -208,9 +213,26 @@ class TestWhatIsRefused:
             assert str(CLASSES) in str(error.value)
         assert not (tmp_path / "out").exists()
 
-    def test_no_test_set(self, tiny, checkpoint, lab, tmp_path) -> None:
-        with pytest.raises(ValueError, match=r"data\.test is empty; give a list of card:split"):
-            judge(lab.changed(tiny, data__test=()), checkpoint, tmp_path)
+
+def test_detections_under_each_corruption_lie_beside_the_result(tiny, checkpoint, tmp_path, said) -> None:
+    assert corrupted_files(tmp_path) is None
+    judge(tiny, checkpoint, tmp_path)
+    run_corrupted(tiny, checkpoint, tmp_path, say=said.append)
+    files: Any = corrupted_files(tmp_path)
+    assert len(files) == len(said) == 12 == len(CORRUPTIONS)
+    found = {name: json.loads(path.read_text()) for name, path in files.items()}
+    assert all(found[name] != detections(tmp_path) for name in ("blur_3", "noise_3", "jpeg_3", "brightness_3"))
+    assert {entry["image_id"] for entry in found["blur_3"]} <= {7, 8}
+    table = write_robustness(tmp_path)
+    numbers = json.loads((tmp_path / "robustness.json").read_text())
+    assert list(numbers["corruptions"]) == [*files]
+    assert numbers["clean"]["low"] <= numbers["clean"]["value"] <= numbers["clean"]["high"]
+    assert "brightness_3" in table
+    said.clear()
+    files["noise_2"].unlink()
+    run_corrupted(tiny, checkpoint, tmp_path, say=said.append)
+    assert [line.partition(":")[0] for line in said] == ["noise_2"]  # the others are kept
+    assert json.loads(files["noise_2"].read_text()) == found["noise_2"]
 
 
 def test_the_device_of_machines_with_and_without_cuda(monkeypatch) -> None:

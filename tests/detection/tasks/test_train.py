@@ -223,31 +223,20 @@ def test_pasting_reads_the_masks_without_a_mask_stage(tiny, lab, make_coco, writ
     assert (tmp_path / "run" / "result.json").is_file()
 
 
-class TestSaidAtTheStart:
-    """What a user would else find out at the end."""
-
-    @pytest.fixture
-    def short(self, untested, lab) -> DetectionConfig:
-        one = {"data__limit": 1, "solver__iterations": 1}
-        return lab.changed(untested, **one, solver__checkpoint_every=0, solver__log_sinks=())
-
-    @pytest.mark.parametrize("form", ["bbox.per_class.{}.AP50", "voc.per_class.{}"])
-    def test_best_metric_of_a_class_that_val_lacks(self, short, lab, tmp_path, capsys, form) -> None:
-        watched = lab.changed(short, data__val=short.data.train)
-        index = load_dataset(watched.data.train, Path(str(watched.data.root)))[0].first(1)
-        present = index.class_names[int(index.labels[0])]
-        lacking = next(name for label, name in enumerate(index.class_names) if label not in index.labels)
-        for name in (present, lacking):
-            run_training(lab.changed(watched, solver__best_metric=form.format(name)), tmp_path / name)
-            warned = f"data.val has no object of class '{lacking}'" in capsys.readouterr().out
-            assert warned == (name == lacking)
-
-    def test_what_came_over_from_init_and_many_proposals(self, short, lab, finished, tmp_path, capsys) -> None:
-        run_training(lab.changed(short, init=str(finished.path), rpn__post_nms_train=6000), tmp_path)
-        out = capsys.readouterr().out
-        assert f"starts from {finished.path}" in out
-        assert f"classes kept: {', '.join(CLASSES)}\n  classes new: none" in out
-        assert "warning: rpn.post_nms_train 6000" in out
+@pytest.mark.parametrize("form", ["bbox.per_class.{}.AP50", "voc.per_class.{}"])
+def test_a_best_metric_of_a_class_that_val_lacks_is_said_at_the_start(
+    untested, digits, lab, tmp_path, capsys, form
+) -> None:
+    one = {"data__limit": 1, "data__val": untested.data.train, "solver__iterations": 1, "solver__checkpoint_every": 0}
+    short = lab.changed(untested, **one, rpn__post_nms_train=6000, solver__log_sinks=())
+    index = load_dataset(short.data.train, digits)[0].first(1)
+    present = index.class_names[int(index.labels[0])]
+    lacking = next(name for label, name in enumerate(index.class_names) if label not in index.labels)
+    for name in (present, lacking):
+        run_training(lab.changed(short, solver__best_metric=form.format(name)), tmp_path / name)
+        said = capsys.readouterr().out
+        assert (f"data.val has no object of class '{lacking}'" in said) == (name == lacking)
+        assert "warning: rpn.post_nms_train 6000" in said
 
 
 @pytest.mark.parametrize(
@@ -335,8 +324,7 @@ class TestErrorsOnTheWay:
         with pytest.raises(ValueError, match=named):  # found out beforehand
             run_training(own, run)
 
-    def test_ctrl_c(self, tiny, lab, tmp_path, monkeypatch) -> None:
-        said = list[str]()
+    def test_ctrl_c(self, tiny, lab, tmp_path, monkeypatch, said) -> None:
         monkeypatch.setattr(RunLog, "say", lambda log, text: said.append(text))
         lab.run_until(tiny, tmp_path, 3, KeyboardInterrupt)
         monkeypatch.undo()
@@ -457,7 +445,7 @@ class TestNotFinite:
     def train(self, untested, lab):
         """Trains with losses that are not a number in the steps that begin at ``iterations``."""
 
-        def train(output: Path, *iterations: int, resume: bool = False, **solver: Any) -> None:
+        def train(output: Path, *iterations: int, **solver: Any) -> None:
             def broken(state: Any, replica: Any, *rest: Any) -> Any:
                 def spoilt(*given: Any) -> Any:
                     return {name: loss * float("nan") for name, loss in replica(*given).items()}
@@ -468,7 +456,7 @@ class TestNotFinite:
             keys = {f"solver__{key}": value for key, value in solver.items()}
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(trainer, "step", broken)
-                run_training(lab.changed(untested, **keys), output, resume=resume)
+                run_training(lab.changed(untested, **keys), output)
 
         return train
 
@@ -501,22 +489,14 @@ class TestNotFinite:
         line = lab.metrics_of(tmp_path / "whole")[3]
         assert [line[f"loss/{name}"] for name in losses] == list(losses.values())
 
-    def test_skip(self, train, lab, tmp_path) -> None:
-        skipped, cut = tmp_path / "skip", tmp_path / "cut"
-        train(skipped, 1, on_not_finite="skip")
-        assert lab.iterations(skipped) == [1, 2, 3, 4]
-        assert lab.metrics_of(skipped)[1]["loss/total"] == 0
-        with lab.ends_at(3) as killed, pytest.raises(killed):  # a run that was killed in between ends the same
-            train(cut, 1, on_not_finite="skip")
-        train(cut, resume=True, on_not_finite="skip")
-        assert lab.differing(lab.weights_of(cut), lab.weights_of(skipped)) == []
-        state = torch.load(cut / "checkpoints" / "0000004.state.pt", weights_only=True)
+    def test_skip_up_to_so_many(self, train, lab, tmp_path) -> None:
+        train(tmp_path / "one", 1, on_not_finite="skip")
+        assert lab.metrics_of(tmp_path / "one")[1]["loss/total"] == 0
+        state = torch.load(tmp_path / "one" / "checkpoints" / "0000004.state.pt", weights_only=True)
         assert state["not_finite"] == 1
-
-    def test_skip_up_to_so_many(self, train, tmp_path) -> None:
         with pytest.raises(NotFiniteError, match=r"iteration 2: .*it is number 3, solver\.max_not_finite is 2"):
-            train(tmp_path, 0, 1, 2, on_not_finite="skip", max_not_finite=2)
-        names = sorted(path.name for path in (tmp_path / "not_finite").iterdir())
+            train(tmp_path / "many", 0, 1, 2, on_not_finite="skip", max_not_finite=2)
+        names = sorted(path.name for path in (tmp_path / "many" / "not_finite").iterdir())
         assert names == ["0000000", "0000000.json", "0000001.json", "0000002.json"]  # the state of the first only
 
     def test_roll_back_takes_the_weights_of_the_checkpoint_and_goes_on(self, train, lab, tmp_path, capsys) -> None:
@@ -561,10 +541,12 @@ def test_deterministic_runs_of_several_threads_are_the_same(untested, lab, tmp_p
     assert not (tmp_path / "gpu").exists()
 
 
-def test_a_run_starts_from_the_weights_of_another_once(untested, lab, finished, tmp_path) -> None:
+def test_a_run_starts_from_the_weights_of_another_once(untested, lab, finished, tmp_path, capsys) -> None:
     source, run = Path(shutil.copytree(finished.path, tmp_path / "source")), tmp_path / "run"
     slow = lab.changed(untested, solver__iterations=1, solver__base_lr=1e-12, seed=5, init=str(source))
     run_training(slow, run)
+    said, kept = capsys.readouterr().out, f"classes kept: {', '.join(CLASSES)}\n  classes new: none"
+    assert (f"starts from {source}" in said, kept in said) == (True, True)
     started = lab.weights_of(run, 1)
     for name, weight in lab.weights_of(finished.path).items():
         if "running" not in name and "num_batches" not in name:
