@@ -1,5 +1,3 @@
-"""Mirrors detection/config/detection.py; the YAML files of configs/ are held to it as well."""
-
 import re
 from dataclasses import FrozenInstanceError, fields, is_dataclass
 from pathlib import Path

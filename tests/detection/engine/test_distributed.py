@@ -1,5 +1,3 @@
-"""Mirrors detection/engine/distributed.py in a single process; tests/distributed has what takes two."""
-
 from typing import Any
 
 import pytest

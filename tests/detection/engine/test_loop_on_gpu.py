@@ -57,12 +57,6 @@ def test_lower_precision_stays_finite(batch, precision) -> None:
     after = state.model.state_dict()
     assert all(tensor.isfinite().all() and tensor.dtype == torch.float32 for tensor in after.values())
     assert any(not torch.equal(tensor, start[name]) for name, tensor in after.items())
-    with torch.no_grad(), torch.autocast("cuda", dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision]):
-        found = state.model.eval()(batch.images.to(DEVICE))
-    for image in found:
-        assert image.boxes.dtype == image.scores.dtype == torch.float32
-        assert image.boxes.isfinite().all()
-        assert image.scores.isfinite().all()
 
 
 def test_a_batch_in_pinned_memory_arrives_whole(batch) -> None:

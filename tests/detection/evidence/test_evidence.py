@@ -1,5 +1,3 @@
-"""The experiments that documents cite: what is done, what is left, and records alone at the end."""
-
 import json
 import signal
 

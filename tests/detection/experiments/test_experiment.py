@@ -1,5 +1,3 @@
-"""Mirrors detection/experiments/experiment.py; the files of configs/experiments are held to it as well."""
-
 import re
 from dataclasses import replace
 from pathlib import Path

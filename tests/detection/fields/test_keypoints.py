@@ -1,5 +1,3 @@
-"""Mirrors detection/fields/keypoints.py: keypoints follow what becomes of the pixels."""
-
 from dataclasses import replace
 from typing import Any
 

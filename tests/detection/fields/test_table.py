@@ -1,5 +1,3 @@
-"""Mirrors detection/fields/table.py: a field of its own travels from a reader's rows to batches and records."""
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

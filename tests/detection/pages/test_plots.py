@@ -1,5 +1,3 @@
-"""Mirrors detection/pages/plots.py, data_plots.py and photos.py: names in figures stay the text that they are."""
-
 import io
 from typing import Any
 from xml.etree import ElementTree

@@ -1,5 +1,3 @@
-"""The analysis of one run and of two."""
-
 import json
 import re
 from pathlib import Path

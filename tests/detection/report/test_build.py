@@ -1,5 +1,3 @@
-"""A whole report, from a made-up experiment folder to its files."""
-
 import json
 import re
 from pathlib import Path

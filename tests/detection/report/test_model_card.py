@@ -1,5 +1,3 @@
-"""A card says what a run recorded, in the form that the hub reads, and names what is missing."""
-
 import json
 import shutil
 from dataclasses import replace

@@ -1,5 +1,3 @@
-"""Which of the paper's figures stand beside which run."""
-
 from dataclasses import replace
 
 import numpy as np

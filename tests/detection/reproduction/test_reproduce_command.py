@@ -1,5 +1,3 @@
-"""The command reproduce on stand-ins for VOC and COCO, in a few steps."""
-
 import json
 import os
 import signal

@@ -1,5 +1,3 @@
-"""Mirrors tables.py and figures.py; every file of configs/reproduce is held to the paper."""
-
 import json
 from pathlib import Path
 from typing import Any

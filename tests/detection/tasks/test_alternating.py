@@ -1,5 +1,3 @@
-"""Mirrors detection/tasks/alternating.py and resdet alternating: the four steps by hand, then whole."""
-
 import json
 import shutil
 import signal
@@ -116,8 +114,6 @@ def test_parts_come_from_their_step_and_only_what_trains_changes(config, whole, 
 
 
 class TestProposals:
-    """What steps 2 and 4 train on."""
-
     def test_are_those_of_the_step_before(self, config, digits, lab, whole, weights, tmp_path) -> None:
         many = lab.changed(config, rpn__pre_nms_test=64, rpn__post_nms_test=20)  # as in training
         index, _ = load_dataset(config.data.train, digits)
@@ -154,8 +150,6 @@ class TestProposals:
 
 
 class TestGoingOn:
-    """A second call does what is left."""
-
     @staticmethod
     def files_of(output: Path) -> dict[str, int]:
         """Every file with the time of its last change."""

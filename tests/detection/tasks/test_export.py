@@ -1,5 +1,3 @@
-"""An export is written whole with its proof, or not at all."""
-
 import json
 from dataclasses import replace
 from functools import partial

@@ -45,8 +45,6 @@ def listed(project: Any, split: str) -> list[str]:
 
 
 class TestThreeCommands:
-    """check, train and predict, on folders as other tools write them."""
-
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("kind", "title"),
@@ -116,8 +114,6 @@ class TestThreeCommands:
 
 
 class TestCard:
-    """What is written of the data."""
-
     def test_a_drawn_split_holds_every_image_once_and_every_class(self, made_folder) -> None:
         project = begin(made_folder("labelme", count=24))
         card = load_card(str(project.card))
@@ -201,8 +197,6 @@ class TestCard:
 
 
 class TestConfig:
-    """What follows from data and machine."""
-
     def test_every_section_has_reasons_and_follows_from_data_and_machine(self, made_folder) -> None:
         folder = made_folder("csv")
         project = begin(folder)
@@ -237,8 +231,6 @@ class TestConfig:
 
 
 class TestTransfer:
-    """Fine-tuning from detectors whose classes are others."""
-
     @pytest.mark.parametrize("name", ["retinanet", "fcos", "keypoint_rcnn", "mask_rcnn"])
     def test_keys_of_parts_that_the_detector_lacks_are_left_out(self, made_folder, name, monkeypatch) -> None:
         config = load_config(DetectionConfig, ROOT / f"configs/digits/{name}_resnet18_fpn.yaml")

@@ -1,5 +1,3 @@
-"""resdet methods: a table of test-time methods over the checkpoints given."""
-
 import json
 import shutil
 from functools import partial

@@ -110,8 +110,6 @@ METHODS: dict[str, Any] = {"refine": True, "vote_iou": 0.5, "scales": (48, 96), 
 
 
 class TestMethods:
-    """The paper's test-time methods and ensembles, by config keys over one checkpoint."""
-
     def test_each_key_changes_the_detections(self, tiny, checkpoint, finished, lab, tmp_path) -> None:
         plain = detections(finished.path)
         for name, value in METHODS.items():

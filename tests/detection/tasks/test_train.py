@@ -274,8 +274,6 @@ def later_image(config: DetectionConfig) -> Path:
 
 
 class TestErrorsOnTheWay:
-    """Whatever ends a training costs no steps, unless the steps are what went wrong."""
-
     @pytest.mark.parametrize("workers", [0, 1])
     def test_unreadable_image(self, tiny, lab, other_root, tmp_path, workers) -> None:
         own = lab.changed(tiny, data__root=str(other_root), data__workers=workers, solver__checkpoint_every=0)
@@ -409,8 +407,6 @@ class TestEvaluationThatIsDue:
 
 
 class TestSignals:
-    """A signal lets the step end, saves and says so."""
-
     @pytest.mark.usefixtures("not_under_nohup")
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
     def test_the_same_command_goes_on(self, tiny, lab, tmp_path, number) -> None:
@@ -439,8 +435,6 @@ class TestSignals:
 
 
 class TestNotFinite:
-    """What solver.on_not_finite says is done, and the step can be seen again."""
-
     @pytest.fixture
     def train(self, untested, lab):
         """Trains with losses that are not a number in the steps that begin at ``iterations``."""
