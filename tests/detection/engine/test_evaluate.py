@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -83,15 +82,11 @@ class Painter(nn.Module):
         return found
 
 
-def make_batches(*rows: int) -> Iterator[Batch]:
-    for row in rows:
-        images = ImageBatch.from_images([torch.zeros(3, *((50, 100), (30, 30))[row], dtype=torch.uint8)])
-        nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
-        yield Batch(images, Targets.pad([nothing]), (row,), (INDEX.paths[row],))
-
-
 def run(detector: Any, *rows: int, index: AnnotationIndex = INDEX, **options: Any) -> Any:
-    return predict(detector, make_batches(*rows), index, device=torch.device("cpu"), **options)
+    nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
+    sizes = [(torch.zeros(3, *((50, 100), (30, 30))[row], dtype=torch.uint8), row) for row in rows]
+    batches = [Batch(ImageBatch.from_images([i]), Targets.pad([nothing]), (r,), (INDEX.paths[r],)) for i, r in sizes]
+    return predict(detector, batches, index, device=torch.device("cpu"), **options)
 
 
 def judged(records: Any, **options: Any) -> Any:

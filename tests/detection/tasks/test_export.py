@@ -42,12 +42,13 @@ def checkpoint() -> Checkpoint[DetectionConfig]:
 
 
 @pytest.fixture
-def photos(tmp_path) -> Path:
+def wanted(tmp_path):
+    """Makes wishes over two photos."""
     (tmp_path / "photos").mkdir()
     for number, size in enumerate([(60, 80), (80, 60)]):  # height, width
         pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
-    return tmp_path / "photos"
+    return partial(replace, Wanted(format="onnx", images=tmp_path / "photos", timed=0))
 
 
 @pytest.fixture
@@ -69,11 +70,6 @@ def written(monkeypatch, checkpoint) -> list[Facts]:
     monkeypatch.setattr(export, "write_export", write)
     monkeypatch.setattr(export, "open_exported", lambda folder: Exported(folder / "model.onnx", seen[-1], call))
     return seen
-
-
-@pytest.fixture
-def wanted(photos):
-    return partial(replace, Wanted(format="onnx", images=photos, timed=0))
 
 
 def test_files_lie_beside_their_proof(checkpoint, wanted, written, tmp_path) -> None:
