@@ -55,7 +55,9 @@ def write_run(
     rng = np.random.default_rng((seed, int(100 * skill)))
     records = [_record(index, row, skill, rng) for row in range(len(index))]
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(dump_config(_config(spec, root, backbone)))
+    sets = DetectorDataConfig(train=(spec,), test=(spec,), root=str(root))
+    config = DetectionConfig(backbone=DetectorBackboneConfig(name=backbone), data=sets)
+    (folder / "config.yaml").write_text(dump_config(config))
     result = evaluate(records, index.class_names, "area") | {"images": len(records), "seconds_per_image": 0.1}
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "detections.json").write_text(json.dumps(coco_results(records, index.category_ids)))
@@ -118,13 +120,6 @@ def whole_report(whole_experiment) -> Path:
     return write_report(whole_experiment)
 
 
-def _config(spec: str, root: Path, backbone: str) -> DetectionConfig:
-    return DetectionConfig(
-        backbone=DetectorBackboneConfig(name=backbone),
-        data=DetectorDataConfig(train=(spec,), test=(spec,), root=str(root)),
-    )
-
-
 def _record(index: AnnotationIndex, row: int, skill: float, rng: np.random.Generator) -> Record:
     objects = index.objects(row)
     boxes, labels = index.boxes[objects].numpy(), index.labels[objects].numpy()
@@ -166,12 +161,7 @@ def _plan(spec: str, root: Path, variants: list[str], seeds: Sequence[int]) -> d
 
 
 def _costs(place: int) -> dict[str, Any]:
-    return {
-        "parameters": 11_000_000 * (place + 1),
-        "trainable_parameters": 10_000_000 * (place + 1),
-        "head_parameters": 3_000_000,
-        "gflops": 12.5 * (place + 1),
-        "flops_note": "billions of multiply-adds for one image of 60 x 80",
-        "latency_ms": {"p50": 40.0 + 30 * place, "p95": 55.0 + 30 * place, "images": 12, "device": "cpu"},
-        "peak_memory_gib": 0.8,
-    }
+    counts = {"parameters": 11_000_000 * (place + 1), "trainable_parameters": 10_000_000 * (place + 1)}
+    counts |= {"head_parameters": 3_000_000, "gflops": 12.5 * (place + 1), "peak_memory_gib": 0.8}
+    latency = {"p50": 40.0 + 30 * place, "p95": 55.0 + 30 * place, "images": 12, "device": "cpu"}
+    return counts | {"latency_ms": latency, "flops_note": "billions of multiply-adds for one image of 60 x 80"}
