@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from detection.tasks.test import run_test as test
     from detection.tasks.train import run_training as train
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "DetectionConfig",
     "Predictor",

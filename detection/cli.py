@@ -24,11 +24,11 @@ __all__ = ["COMMANDS", "command_parser", "main"]
 COMMANDS = (
     data.COMMANDS
     | detectors.COMMANDS
+    | share.COMMANDS
     | studies.COMMANDS
     | reproduction.COMMANDS
     | evidence.COMMANDS
     | networks.COMMANDS
-    | share.COMMANDS
 )
 
 # Exit statuses: 1 is a mistake or a failure, 2 a mistake in the command line; these two are a shell's.

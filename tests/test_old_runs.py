@@ -93,13 +93,15 @@ def test_same_losses(run: str) -> None:
     torch.testing.assert_close({name: loss.detach() for name, loss in losses.items()}, wanted, **TOLERANCE)
 
 
-def test_a_classifier_gives_the_same_scores() -> None:
-    model = restore_classifier(read_checkpoint(FIRST / "classifier", ClassificationConfig), CLASSES).eval()
+@pytest.mark.parametrize("version", ["format1", "format2"])
+def test_a_classifier_gives_the_same_scores(version: str) -> None:
+    run = OLD / version / "classifier"
+    model = restore_classifier(read_checkpoint(run, ClassificationConfig), CLASSES).eval()
     y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
     image = torch.stack([2 * x + y, 3 * y, (x * y) % 256]).clamp(0, 255).to(torch.uint8)
     with torch.no_grad():
         scores = model(ImageBatch.from_images([image, image.flip(1)]))
-    torch.testing.assert_close(scores, load_file(FIRST / "classifier" / "expected.safetensors")["scores"])
+    torch.testing.assert_close(scores, load_file(run / "expected.safetensors")["scores"])
 
 
 def go_on(run: Path, monkeypatch: pytest.MonkeyPatch, *, until: int = 60) -> dict[str, Tensor]:

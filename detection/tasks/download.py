@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detection.data.cards import load_card
-from detection.data.download import fetch, read_downloads, unpack
+from detection.data.download import fetch, read_downloads
+from detection.data.unpack import unpack
 from detection.progress import SCREEN, bar
 
 __all__ = ["download_cards"]

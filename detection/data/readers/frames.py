@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from detection.data.images import MAX_PIXELS, image_size
 from detection.data.problems import Problem
 
-__all__ = ["Exif", "Frame", "Frames", "OtherSize"]
+__all__ = ["Exif", "Frame", "Frames", "OtherSize", "require_folder"]
 
 Exif = Literal["apply", "ignore", "by_size"]
 OtherSize = Literal["error", "scale"]
@@ -30,6 +31,12 @@ class Frame:
     size: tuple[int, int]
     apply_exif: bool
     scale: tuple[float, float] = (1.0, 1.0)
+
+
+def require_folder(folder: Path, source: str) -> None:
+    """Raises ValueError if there is no ``folder``; ``source`` says where to get it, as in the card."""
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}{f'. Where to get it: {source}' if source else ''}")
 
 
 class Frames:

@@ -19,7 +19,7 @@ from detection.data.images import image_size
 from detection.data.index import AnnotationIndex
 from detection.data.objects import IMAGE_SUFFIXES, ImageRows, ObjectRows, build_index, nearest_class
 from detection.data.problems import Problem
-from detection.data.readers.frames import Exif
+from detection.data.readers.frames import Exif, require_folder
 
 __all__ = ["ImageFolderSplit", "read_image_folder"]
 
@@ -41,18 +41,20 @@ class ImageFolderSplit:
 
 
 def read_image_folder(
-    folder: Path, entry: dict[str, Any], classes: tuple[str, ...], *, exif: Exif
+    folder: Path, entry: dict[str, Any], classes: tuple[str, ...], *, exif: Exif, source: str = ""
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """Returns the index of the split ``entry`` of the data set at ``folder``, by class and file name, and its problems.
 
-    ``classes`` are the names of the folders; if empty, every folder is a class, in alphabetical order.
+    ``classes`` are the names of the folders; if empty, every folder is a class, in alphabetical order.  ``source`` says
+    where the data come from, for a message.
 
     Raises:
-        ValueError: ``entry`` does not describe such a split, there are neither classes nor folders, or a class name is
-            impossible for a folder.
+        ValueError: ``entry`` does not describe such a split, its folder is missing, there are neither classes nor
+            folders, or a class name is impossible for a folder.
     """
     split = build_dataclass(ImageFolderSplit, entry)
     root = folder / split.folder
+    require_folder(root, source)
     if split.labels is not None:
         classes, problems, files, labels = _listed(root, folder / split.labels, classes)
     else:
@@ -62,7 +64,7 @@ def read_image_folder(
 
 def _sorted(root: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...], list[Problem], list[Path], list[int]]:
     """Returns the classes, problems, files and labels of a folder with one folder per class."""
-    found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    found = sorted(path.name for path in root.iterdir() if path.is_dir())
     classes = classes or tuple(found)
     if not classes:
         raise ValueError(f"{root} must hold a folder for each class, and there is none")

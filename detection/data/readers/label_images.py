@@ -19,7 +19,7 @@ from detection.data.label_maps import LabelMaps
 from detection.data.objects import IMAGE_SUFFIXES, ImageRows, ObjectRows, build_index
 from detection.data.packed_strings import PackedStrings
 from detection.data.problems import Problem, Severity
-from detection.data.readers.frames import Exif, Frames
+from detection.data.readers.frames import Exif, Frames, require_folder
 from detection.data.readers.image_files import images_below
 
 __all__ = ["LabelImagesSplit", "read_label_images"]
@@ -66,9 +66,7 @@ def read_label_images(
     """
     split = build_dataclass(LabelImagesSplit, entry)
     for name in filter(None, (split.images, split.labels)):
-        if not (folder / name).is_dir():
-            hint = f". Where to get it: {source}" if source else ""
-            raise ValueError(f"no folder {folder / name}{hint}")
+        require_folder(folder / name, source)
     problems, frames, images, files = list[Problem](), Frames(exif, "error"), ImageRows(), list[str]()
     missing = dict[str, str]()  # image -> the label image that it lacks
     for key, path in _chosen(folder, split, problems):

@@ -117,7 +117,7 @@ FORMATS: dict[FormatName, Format] = {
     "csv": _labelled("CSV of boxes", TableSplit, "{annotations:, images:}", parse_csv),
     "image_tags": _labelled("CSV of tags", TagsSplit, "{tags:, images:}", parse_tags),
     "bsds": _labelled("BSDS500", BSDSSplit, "{images:, boundaries:}", parse_bsds),
-    "image_folder": Format("image folders", ImageFolderSplit, "{folder:}", read_image_folder, None, ("exif",)),
+    "image_folder": Format("image folders", ImageFolderSplit, "{folder:}", read_image_folder, None, ("exif", "source")),
     "label_images": Format(
         "label images",
         LabelImagesSplit,

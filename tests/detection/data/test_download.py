@@ -1,4 +1,4 @@
-"""Mirrors detection/data/download.py; the server runs on 127.0.0.1."""
+"""Mirrors detection/data/download.py and unpack.py; the server runs on 127.0.0.1."""
 
 import hashlib
 import io
@@ -20,7 +20,8 @@ import yaml
 
 from detection.data import download
 from detection.data.cards import Card, load_card
-from detection.data.download import Archive, fetch, read_downloads, unpack
+from detection.data.download import Archive, fetch, read_downloads
+from detection.data.unpack import unpack
 
 CONTENT = bytes(range(256)) * 1000
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -202,7 +203,7 @@ def test_a_file_larger_than_the_disk_or_without_end_is_cut(server, tmp_path, mon
     monkeypatch.setattr(download, "_UNDECLARED", 1 << 20)
     assert fetch(server.archive(), tmp_path / "b").read_bytes() == CONTENT
     server.silent = False
-    monkeypatch.setattr(download, "_free_bytes", lambda _: 1000)
+    monkeypatch.setattr(download, "free_bytes", lambda _: 1000)
     with pytest.raises(ValueError, match=rf"{len(CONTENT)} bytes, .* 1000 free"):
         fetch(server.archive(), tmp_path / "c", wait=0)
     assert files_below(tmp_path / "c") == []

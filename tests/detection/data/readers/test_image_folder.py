@@ -107,11 +107,13 @@ def test_what_is_no_file_is_passed_over(make) -> None:
 
 
 def test_what_is_no_folder_of_classes_is_refused(make, tmp_path) -> None:
-    for _ in range(2):  # missing, then empty
-        with pytest.raises(ValueError, match=r"train must hold a folder for each class, and there is none"):
-            read(tmp_path)
-        assert [problem.kind for problem in read(tmp_path, "ape")[1]] == ["class without an image"]
-        (tmp_path / "train").mkdir(exist_ok=True)
+    for classes in ((), ("ape",)):
+        with pytest.raises(ValueError, match=r"no folder .*train\. Where to get it: asked of Ada"):
+            read_image_folder(tmp_path, {"folder": "train"}, classes, exif="apply", source="asked of Ada")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match=r"train must hold a folder for each class, and there is none"):
+        read(tmp_path)
+    assert [problem.kind for problem in read(tmp_path, "ape")[1]] == ["class without an image"]
     for folder in ("../train", "a/../../train", "/data"):
         with pytest.raises(ValueError, match=re.escape(f"folder is below the data set's, got {folder!r}")):
             read(tmp_path, folder=folder)
