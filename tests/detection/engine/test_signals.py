@@ -26,15 +26,12 @@ def test_the_first_signal_is_noted_and_handlers_come_back(number) -> None:
     assert handlers() == before
 
 
-def test_a_second_ctrl_c_ends_at_once() -> None:
+def test_a_second_ctrl_c_ends_at_once_and_another_thread_notes_nothing() -> None:
     with stop_request() as request:
         os.kill(os.getpid(), signal.SIGINT)
         assert request.name == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_another_thread_notes_nothing() -> None:
     found = []
 
     def work() -> None:

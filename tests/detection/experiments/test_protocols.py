@@ -46,12 +46,9 @@ def test_a_step_s_time_is_the_median_of_trainings(program, tmp_path, monkeypatch
         time_step(broken, programs, Placement())
 
 
-@pytest.fixture
-def search(tmp_path):
-    """Finished runs of a search, by the APs of a variant at the rates 0.5, 1 and 2; None: it failed, -1: no AP."""
-
-    def write(**variants: tuple[float | None, ...]) -> list[Run]:
-        runs = list[Run]()
+def test_the_best_rate_of_each_variant_is_chosen(tmp_path, monkeypatch) -> None:
+    def search(**variants: tuple[float | None, ...]) -> list[Run]:
+        runs = list[Run]()  # finished, by their APs at the rates 0.5, 1 and 2; None: it failed, -1: no AP
         for variant, values in variants.items():
             for factor, ap in zip(("0.5", "1", "2")[-len(values) :], values, strict=True):
                 config = DetectionConfig(solver=DetectorSolverConfig(base_lr=float(factor) / 100))
@@ -62,10 +59,6 @@ def search(tmp_path):
                     (runs[-1].folder / "result.json").write_text(json.dumps(content))
         return runs
 
-    return write
-
-
-def test_the_best_rate_of_each_variant_is_chosen(search, monkeypatch) -> None:
     grid = choose_rates(search(a=(0.2, 0.4, 0.4), b=(None, -1.0, 0.0), c=(None, None, None), d=(0.3,)), "bbox.AP")
     assert grid["metric"] == "bbox.AP"
     assert grid["variants"] == {
@@ -79,20 +72,14 @@ def test_the_best_rate_of_each_variant_is_chosen(search, monkeypatch) -> None:
     assert choose_rates(search(e=(0.2, 0.1, 0.3)), "bbox.AP")["variants"]["e"]["chosen"] == 1.0
 
 
-@pytest.mark.parametrize(
-    ("factors", "chosen", "expected"),
-    [
+def test_a_grid_grows_beyond_the_edge_that_one_chose_and_long_runs_are_over_the_budget() -> None:
+    for factors, chosen, expected in (
         ((0.5, 2.0, 1.0), [1.0, 1.0], ()),
         ((0.5, 2.0, 1.0), [1.0, 2.0], (4.0,)),
         ((0.5, 2.0, 1.0), [0.5, None], (0.25,)),
         ((0.5, 2.0, 1.0), [0.5, 2.0], (0.25, 4.0)),
         ((0.5, 2.0, 1.0), [None, None], ()),
         ((1.0,), [1.0], ()),
-    ],
-)
-def test_a_grid_grows_beyond_the_edge_that_one_chose(factors, chosen, expected) -> None:
-    assert grow(factors, {str(number): {"chosen": best} for number, best in enumerate(chosen)}) == expected
-
-
-def test_runs_that_take_notably_longer_than_allowed_are_over_the_budget() -> None:
+    ):
+        assert grow(factors, {str(number): {"chosen": best} for number, best in enumerate(chosen)}) == expected
     assert over_budget(10, {"a/0": 10.9 / 60, "b/0": 11.2 / 60}) == {"b/0": pytest.approx(11.2)}

@@ -71,21 +71,18 @@ def test_a_changed_recipe_has_no_verdict_and_runs_of_another_config_are_refused(
         jobs_of("table7", tmp_path / "b")[1][0].check()
 
 
-@pytest.mark.parametrize(
-    ("programs", "message"),
-    [
+def test_malformed_files_are_refused_by_name(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    for programs, message in (
         ("{name: a, run: train, config: x.yaml, init: b}, {name: b, run: train, config: x.yaml}", "'a' must"),
         ("{name: a, run: train, config: x.yaml}, {name: a, run: train, config: x.yaml}", "'a' must"),
         ("{name: a, run: methods, config: x.yaml}", "weights and rows"),
         ("{name: ../a, run: train, config: x.yaml}", "names a folder"),
         ("{name: a, run: trains, config: x.yaml}", r"programs\[0\]\.run"),
-    ],
-)
-def test_malformed_files_are_refused_by_name(tmp_path, programs, message) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(f'{{table: "1", title: t, programs: [{programs}]}}')
-    with pytest.raises(ValueError, match=message) as error:
-        load_table(str(path))
-    assert str(path) in str(error.value)
+    ):
+        path.write_text(f'{{table: "1", title: t, programs: [{programs}]}}')
+        with pytest.raises(ValueError, match=message) as error:
+            load_table(str(path))
+        assert str(path) in str(error.value)
     with pytest.raises(ValueError, match="no table 'table77'; known: table6, table7"):
         load_table("table77")
