@@ -93,9 +93,8 @@ def test_rows_of_shared_classes_are_carried_over_and_everything_else_statistics_
     assert_equal(dict(same.state_dict()), checkpoint.weights)
 
 
-@pytest.mark.parametrize(
-    ("here", "renamed", "carried", "rows"),
-    [
+def test_which_rows_are_carried_over() -> None:
+    for here, renamed, carried, rows in (
         (("cat",), {}, ("cat",), [2020, 2030]),
         (("a", "b", "c", "d", "airplane"), {}, ("airplane",), [1000, 1010, 1020, 1030, 2010, 2030]),
         (("aeroplane", "dog"), {"aeroplane": "airplane"}, ("aeroplane",), [2010, 1010, 2030]),
@@ -103,15 +102,13 @@ def test_rows_of_shared_classes_are_carried_over_and_everything_else_statistics_
         (("aeroplane", "dog"), {}, (), [1000, 1010, 2030]),
         (("dog", " CAT"), {}, (" CAT",), [1000, 2020, 2030]),  # names are the same in another spelling
         (("cat", "Cat"), {}, ("cat",), [2020, 1010, 2030]),  # but two spellings do not share rows
-    ],
-)
-def test_which_rows_are_carried_over(here, renamed, carried, rows) -> None:
-    model = TinyDetector(len(here))
-    found = load_initial_weights(model, tiny_checkpoint(), here, renamed)
-    assert (found.classes, found.new_layers) == (carried, ())
-    assert set(found.new_classes) == set(here) - set(carried)
-    assert sources(model)[0] == rows
-    assert model.state_dict()["backbone.0.weight"].unique().tolist() == [2.0]
+    ):
+        model = TinyDetector(len(here))
+        found = load_initial_weights(model, tiny_checkpoint(), here, renamed)
+        assert (found.classes, found.new_layers) == (carried, ())
+        assert set(found.new_classes) == set(here) - set(carried)
+        assert sources(model)[0] == rows
+        assert model.state_dict()["backbone.0.weight"].unique().tolist() == [2.0]
 
 
 def test_every_stage_of_a_cascade_its_one_box_for_all_classes_and_masks_without_background() -> None:
