@@ -97,7 +97,7 @@ def test_boxes_and_masks_are_judged_as_by_pycocotools_and_compared_by_what_both_
     found = write_evaluation(gt, files, tmp_path / "out")
     assert twelve(found, "plain") == pytest.approx(official(gt, plain), abs=1e-9)
     assert twelve(found, "masks", "segm") == pytest.approx(official(gt, masked, "segm"), abs=1e-9)
-    assert ("mask AP" in found.page.read_text(), "VOC AP" in found.tables) == (True, True)
+    assert "mask AP" in found.page.read_text()
     (pair,) = found.numbers["pairs"]
     assert pair["detectors"]["AP"]["value"] > 0
     assert not [name for name in pair["detectors"] if "mask" in name]
@@ -148,6 +148,7 @@ def test_a_file_written_by_hand_as_a_library_does(write, tmp_path) -> None:
     assert found.numbers["class_names"] == ["cat", "dog"]
     per_class = first(found, "lib")["bbox"]["per_class"]
     assert (per_class["cat"]["AP"], per_class["dog"]["AP"]) == (pytest.approx(1), 0)
+    assert "VOC AP" in found.tables
 
 
 def test_an_injected_gain_is_claimed_and_a_copy_is_not(write, tmp_path) -> None:
