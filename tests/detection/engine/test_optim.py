@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from detection.engine.optim import build_optimizer, clip_gradients, learning_rat
 
 SOLVER = SolverConfig(base_lr=0.1, momentum=0.8, weight_decay=0.02, bias_lr_factor=2.0)
 ADAMW = replace(SOLVER, optimizer="adamw")
-COSINE = {"schedule": "cosine", "iterations": 200}
-WARM_UP = {"warmup_iterations": 100, "warmup_factor": 0.0}
+COSINE: dict[str, Any] = {"schedule": "cosine", "iterations": 200}
+WARM_UP: dict[str, Any] = {"warmup_iterations": 100, "warmup_factor": 0.0}
 
 
 def make_model() -> nn.Module:
@@ -71,15 +72,16 @@ def test_steps_by_hand() -> None:
 
 
 def test_schedules() -> None:
-    for options, rates in (
+    cases: list[tuple[Any, dict[int, float]]] = [
         ({"steps": (100, 150), "gamma": 0.5}, {0: 0.1, 99: 0.1, 100: 0.05, 149: 0.05, 150: 0.025, 10**6: 0.025}),
         ({"steps": (), **WARM_UP, "warmup_factor": 0.2}, {0: 0.02, 25: 0.04, 50: 0.06, 99: 0.0992, 100: 0.1}),
         ({"steps": (40,), "gamma": 0.1, **WARM_UP}, {50: 0.1 * 0.5 * 0.1}),
         (COSINE, {0: 0.1, 50: 0.1 * (1 + math.sqrt(0.5)) / 2, 100: 0.05, 200: 0, 300: 0}),
         (COSINE | WARM_UP | {"warmup_iterations": 200}, {0: 0, 100: 0.1 * 0.5 * 0.5}),
         ({"schedule": "poly", "iterations": 200}, {0: 0.1, 100: 0.1 * 0.5**0.9, 200: 0}),
-    ):
-        solver = SolverConfig(**{"base_lr": 0.1, **options})
+    ]
+    for options, rates in cases:
+        solver = SolverConfig(base_lr=0.1, **options)
         assert {at: learning_rate(solver, at) for at in rates} == pytest.approx(rates, abs=1e-12)
 
 

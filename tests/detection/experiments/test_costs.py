@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -146,11 +147,12 @@ def test_each_place_has_a_file_of_all_variants(write_swap, tmp_path, monkeypatch
 
 
 def test_places_that_are_not_there_are_refused(monkeypatch) -> None:
-    for there, place, message in (
+    cases: list[tuple[bool, dict[str, Any], str]] = [
         (False, {"device": "cuda"}, "--latency-on cuda"),
         (True, {"device": "cuda", "threads": 3}, "--threads 3"),
         (True, {"exported": "onnx", "precision": "bf16"}, "--exported onnx"),
-    ):
+    ]
+    for there, place, message in cases:
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         with pytest.raises(ValueError, match=message):
             Place(**place)

@@ -161,7 +161,7 @@ def _plan(spec: str, root: Path, variants: list[str], seeds: Sequence[int]) -> d
 
 
 def _costs(place: int) -> dict[str, Any]:
-    counts = {"parameters": 11_000_000 * (place + 1), "trainable_parameters": 10_000_000 * (place + 1)}
+    counts: dict[str, Any] = {"parameters": 11_000_000 * (place + 1), "trainable_parameters": 10_000_000 * (place + 1)}
     counts |= {"head_parameters": 3_000_000, "gflops": 12.5 * (place + 1), "peak_memory_gib": 0.8}
     latency = {"p50": 40.0 + 30 * place, "p95": 55.0 + 30 * place, "images": 12, "device": "cpu"}
     return counts | {"latency_ms": latency, "flops_note": "billions of multiply-adds for one image of 60 x 80"}

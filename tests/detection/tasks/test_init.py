@@ -33,7 +33,8 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
 
 
 def begin(folder: Path, output: Any = None, *, say: Any = lambda _: None, machine: Any = CPU, **wishes: Any) -> Any:
-    return init_folder(folder, output, wishes=Wishes(**{"start": "none", **wishes}), machine=machine, say=say)
+    chosen = Wishes(**dict[str, Any](start="none") | wishes)
+    return init_folder(folder, output, wishes=chosen, machine=machine, say=say)
 
 
 def config_of(project: Any) -> DetectionConfig:
