@@ -107,6 +107,15 @@ class Records:
         """
         return RunRecord(self._find(f"docs/runs/{name}"))
 
+    def trained(self, experiment: str, variant: str) -> list[RunRecord]:
+        """Returns the runs of a variant in docs/experiments/EXPERIMENT, one per seed.
+
+        Raises:
+            ValueError: no such record.
+        """
+        folder = self._find(f"docs/experiments/{experiment}/runs/{variant}")
+        return [RunRecord(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
+
     def report(self, name: str) -> dict[str, Any]:
         """Returns the numbers of the report of docs/experiments/NAME: report.json, or comparison.json of classifiers.
 

@@ -64,6 +64,7 @@ def render(path: Path, records: Records) -> Rendered:
     environment.filters |= {name: counted(name, show) for name, show in FILTERS.items()}
     environment.globals |= {
         "run": records.run,
+        "trained": records.trained,
         "report": records.report,
         "measured": records.measured,
         "spent": records.spent,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision.models import ResNet50_Weights
 
-from backbones.base import IMAGENET_RGB, Backbone, he_initialise, order_features
+from backbones.base import IMAGENET_RGB, he_initialise, order_features
 from backbones.registry import backbone_names, build_backbone
 
 # Of more than 1000 layers, in which nothing but their number is new: depth, and millions of parameters in the papers.
@@ -27,11 +27,6 @@ SMALL |= {"seresnet50": 3, "all_cnn_c": 8, "cbam_resnet18": 3, "attention56": 3,
 SMALL |= {"cifar_shake_shake26_2x32d": 8, "tiny_net8_3x3": 2}  # names, and sides of regions
 
 
-def build_meta(name: str, **options) -> Backbone:
-    with torch.device("meta"):
-        return build_backbone(name, **options)
-
-
 def stages_of(name: str) -> list[str]:
     if name.startswith(("cifar_", "all_cnn")):
         return ["c0", "c1", "c2"]
@@ -45,9 +40,9 @@ def assert_learns_unless_frozen(*parts: nn.Module) -> None:
 
 
 @every_backbone
-def test_features_have_the_channels_and_sizes_of_their_specs_and_impossible_options_are_named(name: str) -> None:
+def test_features_have_the_channels_and_sizes_of_their_specs_and_impossible_options_are_named(meta, name: str) -> None:
     stages = stages_of(name)
-    backbone = build_meta(name, out_features=(stages[-1], *stages[:-1]))
+    backbone = meta(name, out_features=(stages[-1], *stages[:-1]))
     for size in ((65, 97), (33, 50), (1, 31)):
         features = backbone(torch.zeros(2, 3, *size, device="meta"))
         assert list(features) == list(backbone.specs) == stages
@@ -56,12 +51,12 @@ def test_features_have_the_channels_and_sizes_of_their_specs_and_impossible_opti
     wrong = [("out_features", ()), ("out_features", ("c4", "c6")), ("out_features", "c5"), ("freeze_at", 6)]
     for option, value in [*wrong, ("freeze_at", -1), ("roi_size", 0)]:
         with pytest.raises(ValueError, match=option):
-            build_meta(name, **{option: value})
+            meta(name, **{option: value})
 
 
 @every_backbone
-def test_the_default_feature_feeds_a_tail_that_owns_its_layers(name: str) -> None:
-    backbone = build_meta(name, freeze_at=1)
+def test_the_default_feature_feeds_a_tail_that_owns_its_layers(meta, name: str) -> None:
+    backbone = meta(name, freeze_at=1)
     before = set(backbone.state_dict())
     tail = backbone.tail()
     (spec,) = backbone.specs.values()

@@ -13,11 +13,6 @@ from backbones.classifier import Classifier
 from backbones.registry import build_backbone
 
 
-def meta_classifier(name: str) -> Classifier:
-    with torch.device("meta"):
-        return Classifier(build_backbone(name), 1000)
-
-
 def random_state(module: nn.Module) -> dict[str, Tensor]:
     """Values for every entry of a state dict, statistics of batch normalisation included, that keep outputs near 1."""
     generator, state = torch.Generator().manual_seed(0), {}
@@ -40,12 +35,11 @@ def assert_equal(ours: nn.Module, theirs: nn.Module, dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "vgg11", "vgg16_bn"])
-def test_outputs_equal_torchvisions(name: str) -> None:
-    with torch.device("meta"):
-        theirs = get_model(name, weights=None)
+def test_outputs_equal_torchvisions(meta, name: str) -> None:
+    theirs = meta(get_model, name, weights=None)
     state = random_state(theirs)
     theirs.load_state_dict(state, assign=True)
-    ours = meta_classifier(name).to_empty(device="cpu")
+    ours = Classifier(meta(name), 1000).to_empty(device="cpu")
     report = ours.load_torchvision(state)
     assert len(report.loaded) == sum(not key.endswith("num_batches_tracked") for key in state)
     assert (report.missing, report.unused, report.mismatched) == ((), (), ())
@@ -55,7 +49,7 @@ def test_outputs_equal_torchvisions(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["seresnet18", "seresnet50", "resnet18d", "resnet50c", "resnet101d", "resnetv2_18", "resnetv2_50"]
 )
-def test_outputs_equal_timms(name: str) -> None:
+def test_outputs_equal_timms(meta, name: str) -> None:
     timm = pytest.importorskip("timm")
     options = {}
     if name == "seresnet18":  # timm squeezes 64 channels to 8, the next multiple of 8; the paper to 64 / 16
@@ -63,7 +57,7 @@ def test_outputs_equal_timms(name: str) -> None:
     theirs = timm.create_model(name, **options)
     state = random_state(theirs)
     theirs.load_state_dict(state, assign=True)
-    ours = meta_classifier(name.replace("resnetv2_", "preact_resnet")).to_empty(device="cpu")
+    ours = Classifier(meta(name.replace("resnetv2_", "preact_resnet")), 1000).to_empty(device="cpu")
     renamed = {rename_timm(key): value for key, value in state.items()}
     renamed["fc.weight"] = renamed["fc.weight"].flatten(1)  # a 1x1 convolution in some
     if name == "resnetv2_18":  # its first shortcut starts before the first activation, the paper's after it
@@ -95,6 +89,5 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
     with pytest.raises(ValueError, match=r"mismatched: 2: fc\.weight \(module \(10, 512\), weights \(1000, 512\)\)"):
         classifier.load_torchvision(get_model("resnet18", weights=None).state_dict())
     torch.testing.assert_close(dict(classifier.state_dict()), before, rtol=0, atol=0)
-    with torch.device("meta"):
-        network = Classifier(build_backbone("resnet18", out_features=("c2", "c4")), 10)  # logits of the last one
-        assert [network(torch.zeros(n, 3, 40, 56)).shape for n in (3, 0)] == [(3, 10), (0, 10)]
+    network = Classifier(build_backbone("resnet18", out_features=("c2", "c4")), 10).to("meta")  # logits of the last one
+    assert [network(torch.zeros(n, 3, 40, 56, device="meta")).shape for n in (3, 0)] == [(3, 10), (0, 10)]

@@ -32,19 +32,14 @@ def test_frozen_norm_agrees_with_batch_norm_in_eval_and_never_changes(dtype: tor
     assert (set(before), list(ours.parameters())) == (set(state) - {"num_batches_tracked"}, [])
 
 
-@pytest.mark.parametrize(
-    ("kind", "kind_frozen", "layer_type"),
-    [
-        ("bn", "frozen_bn", nn.BatchNorm2d),
-        ("frozen_bn", "frozen_bn", FrozenBatchNorm),
-        ("gn", "gn", nn.GroupNorm),
-        ("sync_bn", "frozen_bn", nn.SyncBatchNorm),
-    ],
-)
-def test_kinds(kind, kind_frozen: str, layer_type: type) -> None:
+KINDS = {"bn": nn.BatchNorm2d, "frozen_bn": FrozenBatchNorm, "gn": nn.GroupNorm, "sync_bn": nn.SyncBatchNorm}
+
+
+@pytest.mark.parametrize(("kind", "layer_type"), KINDS.items())
+def test_kinds(kind, layer_type: type) -> None:
     layer: Any = make_norm(kind, 1e-3)(64)
     assert isinstance(layer, layer_type)
-    assert (layer.eps, frozen_kind(kind)) == (1e-3, kind_frozen)
+    assert (layer.eps, frozen_kind(kind)) == (1e-3, "gn" if kind == "gn" else "frozen_bn")
     assert layer.eval()(torch.zeros(0, 64, 7, 7)).shape == (0, 64, 7, 7)
 
 

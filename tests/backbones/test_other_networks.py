@@ -103,12 +103,11 @@ def test_cbam_by_hand() -> None:
 
 
 @pytest.mark.parametrize("residual", [True, False])
-def test_attention_weighs_by_the_map_or_by_one_more_than_the_map(residual: bool) -> None:
+def test_attention_weighs_by_the_map_or_by_one_more_than_the_map(meta, residual: bool) -> None:
     features, attention = torch.tensor([[[[2.0, -4.0]]]]), torch.tensor([[[[0.5, 0.0]]]])
     assert Gate(residual=residual)(features, attention).flatten().tolist() == ([3.0, -4.0] if residual else [1.0, 0.0])
     for kind in (AttentionNet, CifarAttentionNet):
-        with torch.device("meta"):
-            modules = list(kind(56, attention="residual" if residual else "naive").modules())
+        modules = list(meta(kind, 56, attention="residual" if residual else "naive").modules())
         assert [gate.residual for gate in modules if isinstance(gate, Gate)] == [residual] * 3
         assert [len(mask.down) for mask in modules if isinstance(mask, SoftMask)] == [3, 2, 1]  # to the same size
 

@@ -1,6 +1,5 @@
 """Mirrors registry.py."""
 
-import hashlib
 import pickle
 from functools import partial
 from pathlib import Path
@@ -10,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchvision.models import ResNet18_Weights, get_model
+from torchvision.models import get_model
 
 from backbones import registry
-from backbones.base import IMAGENET_RGB, Backbone, InputStats
+from backbones.base import IMAGENET_RGB, InputStats
 from backbones.registry import backbone_names, build_backbone, register
 from backbones.resnet import ResNet
 from backbones.weights.load import SOURCES
@@ -21,16 +20,11 @@ from backbones.weights.load import SOURCES
 OWN = InputStats(mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), channel_order="bgr")
 
 
-def meta(name: str, **options) -> Backbone:
-    with torch.device("meta"):
-        return build_backbone(name, **options)
-
-
 def torchvision_state(name: str) -> dict[str, Tensor]:
     """Names and shapes of torchvision's state dict; each entry is one number, repeated, so that its file is small."""
     with torch.device("meta"):
-        shapes = {key: value.shape for key, value in get_model(name, weights=None).state_dict().items()}
-    return {key: torch.full(shape, 1 + i / 1000) for i, (key, shape) in enumerate(shapes.items())}
+        shapes = get_model(name, weights=None).state_dict().items()
+    return {key: torch.full(value.shape, 1 + i / 1000) for i, (key, value) in enumerate(shapes)}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +43,7 @@ LACKING |= {"vgg16": "norm norm_eps", "vgg16_bn": "depth"}
 
 
 @pytest.mark.parametrize(("name", "options"), LACKING.items())
-def test_option_that_a_backbone_lacks_is_answered_with_those_it_has(name: str, options: str) -> None:
+def test_option_that_a_backbone_lacks_is_answered_with_those_it_has(meta, name: str, options: str) -> None:
     given: Any
     for option in options.split():
         given = {option: 1}
@@ -58,14 +52,14 @@ def test_option_that_a_backbone_lacks_is_answered_with_those_it_has(name: str, o
     meta(name, **dict.fromkeys(options.split()))
 
 
-def test_none_means_the_default_of_the_backbone() -> None:
+def test_none_means_the_default_of_the_backbone(meta) -> None:
     backbone = meta("resnet18", out_features=None, norm=None, roi_size=None, input_stats=None)
     assert (list(backbone.specs), backbone.tail().roi_size, backbone.input_stats) == (["c4"], 14, IMAGENET_RGB)
     assert meta("vgg11", input_stats=OWN).input_stats == OWN
     assert meta("resnet50", stride_in="1x1", norm_eps=1e-3).input_stats == IMAGENET_RGB
 
 
-def test_weights_from_a_file_are_loaded(files: Path) -> None:
+def test_weights_from_a_file_are_loaded(files) -> None:
     expected = torchvision_state("resnet18")
     state = build_backbone("resnet18", weights=str(files / "resnet18.pth")).state_dict()
     assert set(state) == {n for n in expected if not n.startswith("fc.") and not n.endswith("num_batches_tracked")}
@@ -77,7 +71,7 @@ def test_weights_from_a_file_are_loaded(files: Path) -> None:
     assert not state["layer4.1.conv2.offset.weight"].any()
 
 
-def test_a_source_brings_stats_and_stride_also_without_weights(files: Path) -> None:
+def test_a_source_brings_stats_and_stride_also_without_weights(files) -> None:
     options: Any
     for name, options in (
         ("resnet50", {"weights": "unread.pth", "load_weights": False}),
@@ -119,20 +113,16 @@ def test_option_against_the_source_is_refused_with_both_sides(source: str, optio
         ("resnet51", None, {}, r"'resnet51'; did you mean 'resnet50'\? known: resnet18, .*vgg16"),
     ],
 )
-def test_what_does_not_fit_is_refused(files: Path, name: str, weights: str, options, message: str) -> None:
+def test_what_does_not_fit_is_refused(files, name: str, weights: str, options, message: str) -> None:
     weights = str(files / weights) if weights and weights.endswith(".pth") else weights
     with pytest.raises(ValueError, match=message):
         build_backbone(name, weights=weights, **options)
 
 
-def test_vgg_from_a_pickle_of_caffe_s(tmp_path: Path) -> None:
+def test_vgg_from_a_pickle_of_caffe_s(meta, tmp_path) -> None:
     shapes = [tuple(value.shape) for value in meta("vgg11", roi_size=1).state_dict().values()]
-    layers = [
-        *(f"conv{place}" for place in ("1_1", "2_1", "3_1", "3_2", "4_1", "4_2", "5_1", "5_2")),
-        "fc6",
-        "fc7",
-        "fc8",
-    ]
+    layers = [f"conv{place}" for place in ("1_1", "2_1", "3_1", "3_2", "4_1", "4_2", "5_1", "5_2")]
+    layers += ["fc6", "fc7", "fc8"]
     arrays = [np.full(shape, i, np.float32) for i, shape in enumerate([*shapes, (3, 4096), (3,)])]
     path = tmp_path / "vgg11.pkl"
     path.write_bytes(pickle.dumps(dict(zip(layers, zip(arrays[::2], arrays[1::2], strict=True), strict=True))))
@@ -142,17 +132,13 @@ def test_vgg_from_a_pickle_of_caffe_s(tmp_path: Path) -> None:
         build_backbone("vgg11", weights=str(path), roi_size=1)
 
 
-def test_torchvision_weights_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, draft = torchvision_state("resnet18"), tmp_path / "draft.pth"
-    torch.save(expected, draft)
-    path = draft.rename(tmp_path / f"resnet18-{hashlib.sha256(draft.read_bytes()).hexdigest()[:8]}.pth")
-    monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", path.as_uri())
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+def test_torchvision_weights_are_downloaded(monkeypatch) -> None:
+    monkeypatch.setattr(registry, "download_torchvision", torchvision_state)
     state = build_backbone("resnet18", weights="torchvision", freeze_at=2).state_dict()
-    assert torch.equal(state["layer4.1.conv2.weight"], expected["layer4.1.conv2.weight"])
+    assert torch.equal(state["layer4.1.conv2.weight"], torchvision_state("resnet18")["layer4.1.conv2.weight"])
 
 
-def test_registered_backbone_is_built_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_backbone_is_built_by_name(meta, monkeypatch) -> None:
     monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
     register("thin", partial(ResNet, 18, shortcut="A"))
     assert backbone_names()[-1] == "thin"

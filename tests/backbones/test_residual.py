@@ -12,7 +12,6 @@ from backbones.cifar_resnet import CifarResNet
 from backbones.dropblock import drop_blocks
 from backbones.norm import make_norm
 from backbones.residual import BasicBlock, BlockDesign, Bottleneck, PreactBasicBlock, PreactBottleneck, ResidualBlock
-from backbones.resnet import ResNet
 
 DESIGN = BlockDesign("B", make_norm("bn", 1e-5), residual.make_activation("relu"))
 every_block = pytest.mark.parametrize("block", [BasicBlock, Bottleneck, PreactBasicBlock, PreactBottleneck])
@@ -83,9 +82,8 @@ def test_average_before_the_projection_takes_the_place_of_its_stride() -> None:
     block.get_parameter("bn2.weight").zero_()
     block.get_parameter("downsample.1.weight").fill_(1.0)
     # 2x2 cells; at the border of an odd size those inside
-    torch.testing.assert_close(
-        block(x.view(1, 1, 3, 3))[0, 0], torch.tensor([[2.0, 3.5], [6.5, 8.0]]) / math.sqrt(1 + 1e-5)
-    )
+    expected = torch.tensor([[2.0, 3.5], [6.5, 8.0]]) / math.sqrt(1 + 1e-5)
+    torch.testing.assert_close(block(x.view(1, 1, 3, 3))[0, 0], expected)
 
 
 def expected_kept(side: int, block: int, probability: float) -> float:
@@ -119,7 +117,7 @@ def test_what_is_dropped_are_blocks_of_each_channel() -> None:
 
 
 @pytest.mark.parametrize("block", [BasicBlock, PreactBasicBlock, PreactBottleneck])
-def test_blocks_are_dropped_in_the_last_two_stages_and_in_training_alone(block) -> None:
+def test_blocks_are_dropped_in_the_last_two_stages_and_in_training_alone(meta, block) -> None:
     torch.manual_seed(0)
     network = CifarResNet(11 if block is PreactBottleneck else 8, block, norm="gn", dropblock=0.3)
     assert [m.dropblock for m in network.modules() if isinstance(m, ResidualBlock)] == [0, 0.3, 0.3]
@@ -127,6 +125,5 @@ def test_blocks_are_dropped_in_the_last_two_stages_and_in_training_alone(block) 
     for mode in (True, False):
         (first,), (second,) = (network.train(mode)(images).values() for _ in range(2))
         assert torch.equal(first, second) != mode
-    with torch.device("meta"):
-        blocks = [m for m in ResNet(50, dropblock=0.1).modules() if isinstance(m, Bottleneck)]
+    blocks = [m for m in meta("resnet50", dropblock=0.1).modules() if isinstance(m, Bottleneck)]
     assert [block.dropblock for block in blocks] == [0.0] * 7 + [0.1] * 9

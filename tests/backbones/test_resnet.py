@@ -15,11 +15,6 @@ from backbones.residual import BasicBlock, PreactBasicBlock, PreactBottleneck
 from backbones.resnet import ResNet
 
 
-def meta_resnet(depth: int, **options) -> ResNet:
-    with torch.device("meta"):
-        return ResNet(depth, **options)
-
-
 def convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
     """Those of the branches."""
     return {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d) and "downsample" not in n}
@@ -39,8 +34,8 @@ def assert_c5_is_that_of(theirs, ours: ResNet, images: torch.Tensor) -> None:
     # 16 blocks; the first of conv2_x changes the number of channels in bottlenecks only
     [(34, "A", 0), (34, "B", 3), (34, "C", 16), (34, "none", 0), (50, "A", 0), (50, "B", 4), (50, "none", 0)],
 )
-def test_projections_and_features_of_each_shortcut(depth: int, shortcut: str, projections: int) -> None:
-    backbone = meta_resnet(depth, shortcut=shortcut, out_features=("c2", "c3", "c4", "c5"))
+def test_projections_and_features_of_each_shortcut(meta, depth: int, shortcut: str, projections: int) -> None:
+    backbone = meta(ResNet, depth, shortcut=shortcut, out_features=("c2", "c3", "c4", "c5"))
     assert len([name for name in backbone.state_dict() if name.endswith("downsample.0.weight")]) == projections
     assert any("downsample" in name for name in backbone.state_dict()) == (projections > 0)
     widths = [(1 if depth == 34 else 4) * width for width in (64, 128, 256, 512)]
@@ -81,14 +76,14 @@ def test_stride_in_the_1x1_agrees_with_torchvision_with_its_strides_swapped() ->
 
 
 @pytest.mark.parametrize(("output_stride", "replaced"), [(8, [False, True, True]), (16, [False, False, True])])
-def test_dilated_stages_are_torchvisions(output_stride: int, replaced: list[bool]) -> None:
+def test_dilated_stages_are_torchvisions(meta, output_stride: int, replaced: list[bool]) -> None:
     torch.manual_seed(0)
     theirs = resnet50(weights=None, replace_stride_with_dilation=replaced).eval()
     ours = ResNet(50, output_stride=output_stride, norm="bn", out_features=("c4", "c5")).eval()
     assert [spec.stride for spec in ours.specs.values()] == [min(16, output_stride), output_stride]
     assert_c5_is_that_of(theirs, ours, torch.randn(1, 3, 65, 98))
     for preact in (False, True):  # of basic blocks too, the first block of a stage is a stage behind
-        backbone = meta_resnet(18, output_stride=8, out_features=("c5",), preact=preact)
+        backbone = meta(ResNet, 18, output_stride=8, out_features=("c5",), preact=preact)
         dilations = [m.dilation[0] for n, m in convolutions(backbone).items() if n.startswith(("layer3", "layer4"))]
         assert dilations == [1, 1, 2, 2, 2, 2, 4, 4]
 
@@ -102,27 +97,26 @@ def test_dilated_stages_are_torchvisions(output_stride: int, replaced: list[bool
         ({"roi_size": 5}, {"layer4"}, 1024, 5),
     ],
 )
-def test_tail_is_the_stages_after_the_last_feature_and_leaves_7x7_cells(options, layers, channels, side) -> None:
-    tail = meta_resnet(50, **options).tail()
+def test_tail_is_the_stages_after_the_last_feature_and_leaves_7x7_cells(meta, options, layers, channels, side) -> None:
+    tail = meta(ResNet, 50, **options).tail()
     assert {name.split(".")[0] for name in tail.state_dict()} == layers
     assert (tail.roi_size, tail.in_channels, tail.out_channels) == (side, channels, 2048)
     assert tail.maps(torch.zeros(1, channels, side, side, device="meta")).shape[-1] == (3 if side == 5 else 7)
 
 
-def test_tail_averages_over_positions_and_its_stride_is_not_that_of_the_trunk() -> None:
+def test_tail_averages_over_positions_and_its_stride_is_not_that_of_the_trunk(meta) -> None:
     tail, regions = ResNet(18).tail().eval(), torch.randn(3, 256, 6, 6)
     torch.testing.assert_close(tail(regions), tail.get_submodule("layer4")(regions).flatten(2).mean(2))
-    assert meta_resnet(18, out_features=("c5",), tail_stride=1).specs["c5"].stride == 32
+    assert meta(ResNet, 18, out_features=("c5",), tail_stride=1).specs["c5"].stride == 32
 
 
-def test_freeze_at_counts_the_stem_and_the_stages() -> None:
+def test_freeze_at_counts_the_stem_and_the_stages(meta) -> None:
     for make, frozen in (
         (partial(ResNet, 18), ["", "conv1 bn1 act1", "layer1", "layer2", "layer3", "layer4"]),
         (partial(CifarResNet, 20, PreactBasicBlock), ["", "conv1 bn1 act1", "layer1", "layer2", "layer3 closing"]),
     ):
         for freeze_at in range(len(frozen)):
-            with torch.device("meta"):
-                backbone = make(norm="gn", activation="prelu", freeze_at=freeze_at)
+            backbone = meta(make, norm="gn", activation="prelu", freeze_at=freeze_at)
             parts = {True: set(), False: set()}
             for name, parameter in backbone.named_parameters():
                 parts[parameter.requires_grad].add(name.split(".")[0])
@@ -131,8 +125,8 @@ def test_freeze_at_counts_the_stem_and_the_stages() -> None:
 
 
 @pytest.mark.parametrize(("norm", "layer_type"), [("sync_bn", nn.SyncBatchNorm), ("gn", nn.GroupNorm)])
-def test_norm_kind_reaches_every_layer_that_is_not_frozen(norm, layer_type: type) -> None:
-    backbone = meta_resnet(18, norm=norm, freeze_at=2, norm_eps=1e-3)
+def test_norm_kind_reaches_every_layer_that_is_not_frozen(meta, norm, layer_type: type) -> None:
+    backbone = meta(ResNet, 18, norm=norm, freeze_at=2, norm_eps=1e-3)
     for name in ("bn1", "layer1.1.bn2"):
         assert isinstance(backbone.get_submodule(name), FrozenBatchNorm if norm == "sync_bn" else layer_type)
     assert isinstance(backbone.get_submodule("layer2.0.downsample.1"), layer_type)
@@ -140,8 +134,8 @@ def test_norm_kind_reaches_every_layer_that_is_not_frozen(norm, layer_type: type
 
 
 @pytest.mark.parametrize("options", [{}, {"preact": True}, {"groups": 32, "width_per_group": 4}], ids=str)
-def test_deformable_stages_are_those_named(options) -> None:
-    backbone = meta_resnet(50, out_features=("c5",), deform=("c5", "c3"), dilate_c5=True, **options)
+def test_deformable_stages_are_those_named(meta, options) -> None:
+    backbone = meta(ResNet, 50, out_features=("c5",), deform=("c5", "c3"), dilate_c5=True, **options)
     layers = {name: layer for name, layer in backbone.named_modules() if isinstance(layer, DeformableConv)}
     assert list(layers) == [*(f"layer2.{i}.conv2" for i in range(4)), *(f"layer4.{i}.conv2" for i in range(3))]
     assert {layer.dilation for name, layer in layers.items() if name.startswith("layer4")} == {(2, 2)}
@@ -171,6 +165,6 @@ def test_deformable_stages_are_those_named(options) -> None:
         ((20, BasicBlock), {"shortcut": "none", "stochastic_depth": 0.5}, "stochastic_depth 0.5"),
     ],
 )
-def test_impossible_options_are_named(make, options, message: str) -> None:
+def test_impossible_options_are_named(meta, make, options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        CifarResNet(*make, **options) if isinstance(make, tuple) else meta_resnet(make, **options)
+        CifarResNet(*make, **options) if isinstance(make, tuple) else meta(ResNet, make, **options)

@@ -56,10 +56,8 @@ def test_attention_networks_have_the_published_sizes() -> None:
         layers = [m for m in classifier(f"cifar_attention{depth}").modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
         assert round(sum(map(millions, layers)), 1) == published
     # CBAM's ResNets have their stride in the 1x1 convolutions.
-    for name, options, parameters, billions in (
-        ("cbam_resnet34", {}, 21.96, 3.665),
-        ("cbam_resnet50", {"stride_in": "1x1"}, 28.09, 3.864),
-    ):
+    networks = ("cbam_resnet34", {}, 21.96, 3.665), ("cbam_resnet50", {"stride_in": "1x1"}, 28.09, 3.864)
+    for name, options, parameters, billions in networks:
         assert millions(classifier(name, **options)) == pytest.approx(parameters, abs=0.015)
         assert giga(name, **options) == pytest.approx(billions, rel=0.005)
 

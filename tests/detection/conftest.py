@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from detection.engine import compiled
 from detection.engine.checkpoint import read_checkpoint
@@ -317,6 +318,17 @@ def made_boxes() -> Callable[..., dict[str, list[tuple[str, Box]]]]:
         return {p.name: [(thing.name, thing.box) for thing in p.things] for p in scenes(count)}
 
     return boxes
+
+
+@pytest.fixture(scope="session")
+def random_boxes() -> Callable[..., Tensor]:
+    """Boxes (.., 4) that overlap a good deal: sides of ``least`` to ``most``, lower corners up to ``span``."""
+
+    def make(*shape: int, seed: int = 0, span: float = 60, least: float = 5, most: float = 45) -> Tensor:
+        corners, sides = torch.rand(2, *shape, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return torch.cat([span * corners, span * corners + least + (most - least) * sides], dim=-1).float()
+
+    return make
 
 
 # pages in a headless browser

@@ -1,7 +1,5 @@
 """Mirrors detection/build.py and its trunk and tester: every option of a config reaches the part it is for."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,7 @@ from backbones.norm import FrozenBatchNorm
 from detection.build import build_detector, with_keypoints
 from detection.build_tester import build_tester, slice_images
 from detection.build_trunk import build_plain_backbone
-from detection.config.detection import (
-    AnchorConfig,
-    BoxConfig,
-    DetectionConfig,
-    DetectorBackboneConfig,
-    DetectorDataConfig,
-    KeypointConfig,
-    PostprocessConfig,
-)
+from detection.config import detection as settings
 from detection.config.load import parse_config
 from detection.engine.checkpoint import write_converted
 from detection.keypoints import KeypointSpec
@@ -35,10 +25,8 @@ from detection.model.sampler import BalancedSampler
 from detection.model.test_time.slices import Cutting
 from detection.model.test_time.tester import Methods, Tester
 
-# No value is a default.
-CONFIG = parse_config(
-    DetectionConfig,
-    """
+Backbone = settings.DetectorBackboneConfig
+WITHOUT_DEFAULTS = """
 backbone: {name: resnet18, norm: gn, freeze_at: 1, tail_stride: 1, roi_size: 5, shortcut: A}
 anchors: {sizes: [16, 48], ratios: [0.4, 0.9, 1.6], offset: 0.25, rounded: true}
 rpn: {channels: 24, convs: 2, positive_iou: 0.61, negative_iou: 0.22, samples_per_image: 33, positive_fraction: 0.44,
@@ -50,23 +38,20 @@ box: {pool: roi_align, sampling_ratio: 3, samples_per_image: 17, positive_fracti
 test: {score_threshold: 0.11, nms_iou: 0.41, max_detections: 13, vote_iou: 0.61, refine: true, scales: [64, 96],
        flip: true, soft_nms_sigma: 0.7, boundary: true, slice: 640, slice_overlap: 0.3, slice_whole: false,
        slice_merge: nms, compile: true}
-""",
-)
-PYRAMID = parse_config(
-    DetectionConfig,
-    """
+"""
+OF_A_PYRAMID = """
 architecture: mask_rcnn
 backbone: {name: resnet18, norm: gn, fpn: true, fpn_channels: 32, fpn_norm: gn}
 anchors: {sizes: [32, 64, 128, 256, 512], ratios: [0.5, 1]}
 box: {head: fc, pool: roi_align, pool_size: 5, head_convs: 2, head_fcs: 1, head_channels: 48, head_norm: gn,
       coder_weights: [10, 10, 5, 5], class_agnostic: true}
 mask: {pool_size: 6, convs: 3, channels: 16, norm: gn}
-""",
-)
+"""
+CONFIG, PYRAMID = (parse_config(settings.DetectionConfig, text) for text in (WITHOUT_DEFAULTS, OF_A_PYRAMID))
 OF_FC_HEADS = {"head", "pool_size", "head_convs", "head_fcs", "head_channels", "head_norm", "cascade"}
 
 
-def build(config: DetectionConfig, num_classes: int = 7, **options: Any) -> Any:
+def build(config: settings.DetectionConfig, num_classes: int = 7, **options: Any) -> Any:
     """Without memory for its weights unless they are read."""
     with torch.device("cpu" if config.backbone.weights else "meta"):
         return build_detector(config, num_classes, **options)
@@ -83,7 +68,7 @@ def convs_of(module: nn.Module) -> list[nn.Conv2d]:
 
 def test_the_example_differs_from_every_default() -> None:
     for section in ("anchors", "rpn", "box", "test"):
-        given, default = asdict(getattr(CONFIG, section)), asdict(getattr(DetectionConfig(), section))
+        given, default = asdict(getattr(CONFIG, section)), asdict(getattr(settings.DetectionConfig(), section))
         assert {name for name in given if given[name] == default[name]} <= OF_FC_HEADS
 
 
@@ -117,12 +102,12 @@ def test_box_stage(detector) -> None:
 
 def test_what_happens_in_a_test(detector) -> None:
     tester: Any = build_tester(CONFIG.test, [detector, detector])
-    default = build_tester(PostprocessConfig(), [detector])
+    default = build_tester(settings.PostprocessConfig(), [detector])
     assert tester.methods == Methods(refine=True, scales=(64, 96), flip=True)
     assert tester.postprocess == detector.postprocess == Postprocessor(0.11, 0.41, 13, 0.61, 0.7)
     assert list(tester.detectors) == [detector, detector]
     assert (default.methods, default.postprocess) == (Methods(), Postprocessor())
-    sliced = slice_images(replace(CONFIG, data=DetectorDataConfig(shorter_side=32, longer_side=48)), detector)
+    sliced = slice_images(replace(CONFIG, data=settings.DetectorDataConfig(shorter_side=32, longer_side=48)), detector)
     assert sliced.detect is detector
     assert sliced.cutting == Cutting(640, overlap=0.3, whole=False, merge="nms", nms_iou=0.41)
     assert sliced.fit((640, 640)) == (32, 32)
@@ -137,10 +122,10 @@ def test_backbone(detector) -> None:
     assert frozen == {"backbone.conv1.weight", "backbone.bn1.weight", "backbone.bn1.bias"}
     assert isinstance(detector.backbone.bn1, nn.GroupNorm)
     assert detector.backbone.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    plain = build(DetectionConfig())
+    plain = build(settings.DetectionConfig())
     assert isinstance(plain.backbone.bn1, FrozenBatchNorm)
     assert (plain.box_stage.pooler.size, plain.rpn.head.conv.in_channels) == (14, 1024)
-    vgg = build(replace(CONFIG, backbone=DetectorBackboneConfig(name="vgg16", dropout=0.3)))
+    vgg = build(replace(CONFIG, backbone=Backbone(name="vgg16", dropout=0.3)))
     assert (vgg.box_stage.head.dropout.p, vgg.box_stage.pooler.size) == (0.3, 7)  # its fully connected layers
     assert vgg.box_stage.predictor.classes.in_features == 2 * 4096  # with context
     assert [anchors.stride for anchors in vgg.rpn.anchors] == [16]
@@ -159,7 +144,7 @@ def test_a_plain_backbone_has_every_option_but_the_pyramids() -> None:
 
 def write_run(folder: Path, **options: Any) -> Path:
     """The directory of a classifier, with a ResNet-18 unless ``options`` say otherwise, whose weights are all 1."""
-    config = DetectionConfig(backbone=DetectorBackboneConfig(**{"name": "resnet18", "norm": "bn", **options}))
+    config = settings.DetectionConfig(backbone=Backbone(**{"name": "resnet18", "norm": "bn", **options}))
     backbone = build_plain_backbone(config.backbone, pretrained=False)
     state = {f"network.backbone.{name}": torch.ones_like(weight) for name, weight in backbone.state_dict().items()}
     write_converted(folder, config, ["cat"], state | {"network.fc.weight": torch.ones(1, 1)})
@@ -168,7 +153,7 @@ def write_run(folder: Path, **options: Any) -> Path:
 
 def test_weights_of_a_run_are_taken_unless_a_whole_detector_follows(tmp_path: Path) -> None:
     run = write_run(tmp_path, name="resnet50", stride_in="1x1", norm_eps=1e-3)
-    config = DetectorBackboneConfig(name="resnet50", norm="bn", weights=str(run), stride_in="1x1", norm_eps=1e-3)
+    config = Backbone(name="resnet50", norm="bn", weights=str(run), stride_in="1x1", norm_eps=1e-3)
     backbone = build_plain_backbone(config, pretrained=True)
     assert backbone.get_submodule("layer2.0.conv1").stride == (2, 2)  # not of its 3x3
     assert all((weight == 1).all() for weight in backbone.state_dict().values())
@@ -180,38 +165,34 @@ def test_weights_of_a_run_are_taken_unless_a_whole_detector_follows(tmp_path: Pa
     build(absent, pretrained=False)
 
 
-@pytest.mark.parametrize(
-    ("trained", "given", "message"),
-    [
+def test_weights_of_a_run_with_options_that_no_name_shows_are_refused(tmp_path: Path) -> None:
+    cases: Any = (
         ({"norm_eps": 1e-3}, {}, "backbone.norm_eps is None here, and was 0.001"),
         ({"stochastic_depth": 0.5}, {}, "backbone.stochastic_depth is None here, and was 0.5"),
         ({}, {"weights_source": "caffe"}, "backbone.weights_source is 'caffe' here, and was 'torchvision'"),
-    ],
-)
-def test_weights_of_a_run_with_options_that_no_name_shows_are_refused(tmp_path: Path, trained, given, message) -> None:
-    run = write_run(tmp_path, **trained)
-    for weights in (run, run / "checkpoints" / "0000000.safetensors"):
-        config = DetectorBackboneConfig(name="resnet18", norm="bn", weights=str(weights), **given)
-        with pytest.raises(ValueError, match=message):
-            build_plain_backbone(config, pretrained=True)
-        build_plain_backbone(config, pretrained=False)
+    )
+    for trained, given, message in cases:
+        run = write_run(tmp_path / message.partition(" ")[0], **trained)
+        for weights in (run, run / "checkpoints" / "0000000.safetensors"):
+            config = Backbone(name="resnet18", norm="bn", weights=str(weights), **given)
+            with pytest.raises(ValueError, match=message):
+                build_plain_backbone(config, pretrained=True)
+            build_plain_backbone(config, pretrained=False)
 
 
-def test_neither_a_detectors_run_nor_a_folder_called_torchvision_is_meant(
-    detector, tmp_path: Path, monkeypatch
-) -> None:
+def test_neither_a_detectors_run_nor_a_folder_called_torchvision_is_meant(detector, tmp_path, monkeypatch) -> None:
     write_converted(tmp_path / "run", CONFIG, ["cat"], detector.state_dict())
     config = replace(CONFIG.backbone, weights=str(tmp_path / "run"))
     with pytest.raises(ValueError, match=r"0000000\.safetensors is no classifier; leave backbone\.weights unset and"):
         build_plain_backbone(config, pretrained=True)
 
     def download(name: str) -> dict[str, torch.Tensor]:
-        return build_plain_backbone(DetectorBackboneConfig(name=name, norm="bn"), pretrained=False).state_dict()
+        return build_plain_backbone(Backbone(name=name, norm="bn"), pretrained=False).state_dict()
 
     (tmp_path / "torchvision").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("backbones.registry.download_torchvision", download)
-    build_plain_backbone(DetectorBackboneConfig(name="resnet18", norm="bn", weights="torchvision"), pretrained=True)
+    build_plain_backbone(Backbone(name="resnet18", norm="bn", weights="torchvision"), pretrained=True)
 
 
 def test_a_pyramid_proposes_on_five_levels_and_pools_from_four_into_a_head_of_its_own() -> None:
@@ -227,10 +208,10 @@ def test_a_pyramid_proposes_on_five_levels_and_pools_from_four_into_a_head_of_it
     assert [module.in_features for module in head.modules() if isinstance(module, nn.Linear)] == [256 * 5 * 5]
     assert len([module for module in head.modules() if isinstance(module, nn.GroupNorm)]) == 2
     for name in ("vgg11", "vgg16_bn", "resnet50"):
-        other = build(replace(PYRAMID, backbone=DetectorBackboneConfig(name=name, fpn=True)))
+        other = build(replace(PYRAMID, backbone=Backbone(name=name, fpn=True)))
         assert [spec.stride for spec in other.backbone.specs.values()] == [4, 8, 16, 32, 64]
-    backbone = DetectorBackboneConfig(name="resnet18", dilate_c5=True)
-    dilated = build(DetectionConfig(backbone=backbone, box=BoxConfig(head="fc")))
+    backbone = Backbone(name="resnet18", dilate_c5=True)
+    dilated = build(settings.DetectionConfig(backbone=backbone, box=settings.BoxConfig(head="fc")))
     assert [(name, spec.stride, spec.channels) for name, spec in dilated.backbone.specs.items()] == [("c5", 16, 512)]
 
 
@@ -239,22 +220,22 @@ def test_a_mask_stage_of_its_own_or_over_a_tail() -> None:
     assert (stage.pooler.strides, stage.pooler.size) == ((4, 8, 16, 32), 6)
     assert [conv.out_channels for conv in convs_of(stage.head)] == [16, 16, 16, 7]
     assert build(replace(PYRAMID, architecture="faster_rcnn")).mask_stage is None
-    tail = DetectionConfig(backbone=DetectorBackboneConfig(name="resnet18"), architecture="mask_rcnn")
+    tail = settings.DetectionConfig(backbone=Backbone(name="resnet18"), architecture="mask_rcnn")
     stage = build(tail).mask_stage
     assert (stage.pooler.size, stage.head.upsample.in_channels, len(stage.head.convs)) == (14, 512, 0)
 
 
 def test_a_keypoint_stage_and_its_names() -> None:
-    keypoint = KeypointConfig(names=("head", "tail"), pool_size=5, convs=3, channels=12)
+    keypoint = settings.KeypointConfig(names=("head", "tail"), pool_size=5, convs=3, channels=12)
     unnamed = replace(PYRAMID, architecture="keypoint_rcnn")
     detector = build(replace(unnamed, keypoint=keypoint))
     stage = detector.keypoint_stage
     assert (detector.mask_stage, build(PYRAMID).keypoint_stage) == (None, None)
     assert (stage.pooler.strides, stage.pooler.size, stage.head.num_keypoints) == ((4, 8, 16, 32), 5, 2)
     assert [conv.out_channels for conv in convs_of(stage.head)] == [12, 12, 12]
-    assert isinstance(build_tester(PostprocessConfig(flip=True), [detector]), Tester)
+    assert isinstance(build_tester(settings.PostprocessConfig(flip=True), [detector]), Tester)
     with pytest.raises(ValueError, match="detectors with keypoints can't form an ensemble"):
-        build_tester(PostprocessConfig(), [detector, detector])
+        build_tester(settings.PostprocessConfig(), [detector, detector])
     spec = KeypointSpec(("head", "tail"), edges=((0, 1),))
     resolved = with_keypoints(unnamed, spec)  # those of the data set
     assert (resolved.keypoint.names, resolved.keypoint.edges) == (("head", "tail"), ((0, 1),))
@@ -274,7 +255,7 @@ def test_a_cascade() -> None:
     assert [stage.coder.weights[0] for stage in stages] == [10, 20, 30]
     assert len({id(stage.head) for stage in stages}) == 3
     with pytest.raises(ValueError, match="a cascade has several"):
-        build_tester(PostprocessConfig(refine=True), [detector])
+        build_tester(settings.PostprocessConfig(refine=True), [detector])
     cascade = replace(PYRAMID, architecture="cascade_rcnn")
     for change in ({"head": "tail"}, {"class_agnostic": False}, {"context": True}):
         with pytest.raises(ValueError, match="architecture cascade_rcnn moves one box per region"):
@@ -284,11 +265,15 @@ def test_a_cascade() -> None:
 @pytest.mark.parametrize(
     ("config", "changes", "message"),
     [
-        (CONFIG, {"backbone": DetectorBackboneConfig(name="vgg16", shortcut="A")}, "vgg16 has no option 'shortcut'"),
-        (PYRAMID, {"anchors": AnchorConfig(sizes=(32.0,))}, r"anchors\.sizes .*5 levels, got \(32\.0,\)"),
-        (PYRAMID, {"box": BoxConfig()}, r"set box\.head to fc"),  # no tail after a pyramid
+        (
+            CONFIG,
+            {"backbone": Backbone(name="vgg16", shortcut="A")},
+            "vgg16 has no option 'shortcut'",
+        ),
+        (PYRAMID, {"anchors": settings.AnchorConfig(sizes=(32.0,))}, r"anchors\.sizes .*5 levels, got \(32\.0,\)"),
+        (PYRAMID, {"box": settings.BoxConfig()}, r"set box\.head to fc"),  # no tail after a pyramid
     ],
 )
-def test_what_does_not_fit_is_refused(config: DetectionConfig, changes, message: str) -> None:
+def test_what_does_not_fit_is_refused(config: settings.DetectionConfig, changes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(replace(config, **changes))

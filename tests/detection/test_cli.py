@@ -1,7 +1,5 @@
 """Mirrors detection/cli.py and detection/commands: names, mistakes, exit statuses, and what a start costs."""
 
-from __future__ import annotations
-
 import os
 import re
 import resource
@@ -56,11 +54,7 @@ def test_help_names_configs_that_exist_and_its_own_command(name: str, resdet) ->
         (["train", "solver.base_lr=1"], 2, "give a config"),
         (["train", CONFIG, "--resumee"], 2, "--resumee"),
         (["test", CONFIG, "--weights", "x", "--limit", "0"], 2, "--limit: takes a number from 1, got '0'"),
-        *(
-            (["predict", "a.jpg", "--weights", "w", f"--min-score={s}"], 2, f"from 0 to 1, got '{s}'")
-            for s in ("50", "nan")
-        ),
-        (["predict", "a.jpg", "--weights", "w", "--min-score=high"], 2, "takes a number from 0 to 1, got 'high'"),
+        *((["predict", "a.jpg", f"--min-score={s}"], 2, f"from 0 to 1, got '{s}'") for s in ("50", "nan", "high")),
         (["pretrain", CONFIG, "--test", "x", "--resume"], 2, "--resume .* --test"),
         (MISTYPED, 1, r"'solver\.base_rl'; did you mean 'solver\.base_lr'\?"),
         (["train", "digits/resnet18_c5"], 1, "no config file 'digits/resnet18_c5'; did you mean 'digits/resnet18_c4'"),
@@ -138,16 +132,10 @@ def test_options_stand_anywhere_between_config_and_changes(resdet, monkeypatch) 
         assert output == Path("output/digits/resnet18_c4")
 
 
-@pytest.mark.parametrize(
-    ("what", "line"),
-    [
-        ("configs", r"^voc/resnet101_c4_0712  +\S"),
-        ("cards", r"^bccd  +\S"),
-        ("backbones", "^resnet101$"),
-        ("zoo", r"^fasterrcnn_resnet50_fpn_v2  +torchvision, published for coco2017:val: box AP 46\.7$"),
-    ],
-)
-def test_names_are_listed(what: str, line: str, resdet) -> None:
-    outcome = resdet("list", what)
-    assert outcome.status == 0
-    assert re.search(line, outcome.out, re.MULTILINE)
+def test_names_are_listed(resdet) -> None:
+    zoo = r"^fasterrcnn_resnet50_fpn_v2  +torchvision, published for coco2017:val: box AP 46\.7$"
+    lines = {"configs": r"^voc/resnet101_c4_0712  +\S", "cards": r"^bccd  +\S", "backbones": "^resnet101$", "zoo": zoo}
+    for what, line in lines.items():
+        outcome = resdet("list", what)
+        assert outcome.status == 0
+        assert re.search(line, outcome.out, re.MULTILINE)

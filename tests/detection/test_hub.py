@@ -1,7 +1,5 @@
 """A run goes to a hub and comes back: against a stand-in of the hub's HTTP API on this machine."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -148,8 +146,8 @@ def hub(monkeypatch, tmp_path: Path) -> Iterator[Hub]:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
         values = {"ENDPOINT": server.address, "HF_HUB_DISABLE_XET": True, "HUGGINGFACE_CO_URL_TEMPLATE": template}
-        files = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_TOKEN_PATH": str(tmp_path / "token")}
-        for name, value in {**values, **files}.items():
+        values |= {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_TOKEN_PATH": str(tmp_path / "token")}
+        for name, value in values.items():
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
@@ -163,7 +161,6 @@ def run(tested_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pushed(hub: Hub, run: Path, resdet) -> Path:
-    """The run in the hub as me/parts."""
     done = resdet("push", run, "me/parts")
     assert done.status == 0, done.err
     return run

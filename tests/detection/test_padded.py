@@ -1,7 +1,5 @@
 """Mirrors detection/padded.py."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -30,9 +28,11 @@ def rectangle(height: int, width: int, *rows: int) -> Tensor:
 
 
 def test_every_image_keeps_its_objects_and_the_rest_is_zero(make_target) -> None:
-    targets = Targets.pad(
-        [make_target(BOXES, [2, 1, 3], [False, True, False]), make_target(), make_target(BOXES[1:2], [1])]
-    )
+    for most, rows in ((0, 8), (1, 8), (8, 8), (9, 16), (16, 16), (17, 24)):  # a multiple of eight
+        targets = Targets.pad([make_target([BOXES[0]] * most), make_target()])
+        assert (targets.boxes.shape, targets.valid.sum(dim=1).tolist()) == ((2, rows, 4), [most, 0])
+    first = make_target(BOXES, [2, 1, 3], [False, True, False])
+    targets = Targets.pad([first, make_target(), make_target(BOXES[1:2], [1])])
     assert len(targets) == 3
     assert targets.valid.tolist() == [[True] * 3 + [False] * 5, [False] * 8, [True] + [False] * 7]
     assert targets.boxes[0, :3].tolist() == BOXES
@@ -48,19 +48,9 @@ def test_every_image_keeps_its_objects_and_the_rest_is_zero(make_target) -> None
     assert Targets.pad([double]).boxes.dtype == torch.float64
 
 
-@pytest.mark.parametrize(("most", "rows"), [(0, 8), (1, 8), (8, 8), (9, 16), (16, 16), (17, 24)])
-def test_rows_are_a_multiple_of_eight(most: int, rows: int, make_target) -> None:
-    targets = Targets.pad([make_target([BOXES[0]] * most), make_target()])
-    assert targets.boxes.shape == (2, rows, 4)
-    assert targets.valid.sum(dim=1).tolist() == [most, 0]
-
-
 def test_masks_lie_image_after_image_and_every_object_knows_its_row(make_target) -> None:
-    images = [
-        make_target(BOXES[:2], masks=rectangle(4, 6, 1, 3)),
-        make_target(masks=rectangle(2, 2)),
-        make_target(BOXES[:1], masks=rectangle(5, 3, 4)),
-    ]
+    masks = rectangle(4, 6, 1, 3), rectangle(2, 2), rectangle(5, 3, 4)
+    images = [make_target(BOXES[: len(own)], masks=own) for own in masks]
     targets: Any = Targets.pad(images)
     assert targets.masks.shape == (3, 5, 6)
     for row, image in enumerate(images):
@@ -106,17 +96,11 @@ def test_regions_come_back_as_they_were(make_proposals) -> None:
     assert [len(image) for image in none.ragged()] == [0, 0]
 
 
-@pytest.mark.parametrize(
-    ("valid", "width"),
-    [
-        ([[1, 1, 0, 0, 0], [1, 0, 0, 0, 0]], 2),
-        ([[0, 0, 0, 0, 0], [0, 0, 0, 0, 0]], 1),
-        ([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], 5),
-        ([[1, 0, 0, 1, 0], [0, 0, 0, 0, 1]], 5),  # gaps stay, as between members of an ensemble
-    ],
-)
-def test_valid_rows_are_taken_wherever_they_are(valid, width: int) -> None:
-    mask, scores = torch.tensor(valid, dtype=torch.bool), torch.arange(10.0).view(2, 5)
+# Gaps stay, as between members of an ensemble.
+@pytest.mark.parametrize("valid", ["11000 10000", "00000 00000", "11111 00000", "10010 00001"])
+def test_valid_rows_are_taken_wherever_they_are(valid: str) -> None:
+    width = max(1, *(row.rfind("1") + 1 for row in valid.split()))
+    mask, scores = torch.tensor([[mark == "1" for mark in row] for row in valid.split()]), torch.arange(10.0).view(2, 5)
     regions = Regions(boxes=torch.arange(40.0).view(2, 5, 4), valid=mask, scores=scores)
     trimmed = regions.trimmed()
     assert trimmed.boxes.shape == (2, width, 4)

@@ -1,15 +1,17 @@
-"""Mirrors detection/progress.py."""
-
-from __future__ import annotations
+"""Mirrors detection/progress.py and waiting.py."""
 
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from detection import progress
 from detection.progress import SCREEN, Pace, bar, tracked
+from detection.waiting import longest_wait
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -70,3 +72,15 @@ def test_stdout_that_is_closed_early_ends_no_training(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", command], check=False, cwd=ROOT, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n1\n", "")
     assert (tmp_path / "done").read_text() == "the end"
+
+
+def test_the_environment_sets_a_limit(monkeypatch) -> None:
+    key = "RESDET_STEP_MINUTES"
+    monkeypatch.delenv(key, raising=False)
+    assert longest_wait(key) == timedelta(minutes=10)
+    monkeypatch.setenv(key, "0.5")
+    assert longest_wait(key) == timedelta(seconds=30)
+    for text in ("", "soon", "0", "-3", "nan", "inf"):
+        monkeypatch.setenv(key, text)
+        with pytest.raises(ValueError, match=f"{key} takes a number of minutes above 0, got"):
+            longest_wait(key)

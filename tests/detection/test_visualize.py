@@ -1,9 +1,6 @@
-"""Mirrors detection/visualize.py."""
-
-from __future__ import annotations
+"""Mirrors detection/visualize.py, label_overlay.py and label_colors.py."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +9,11 @@ from PIL import Image
 
 from detection.evaluation.record import Record
 from detection.keypoints import KeypointSpec
+from detection.label_colors import VOID_COLOR, color_map
+from detection.label_overlay import OPACITY, draw_label_map, label_palette
 from detection.lettering import letters_color
 from detection.masks import encode
+from detection.structures import VOID
 from detection.visualize import draw_boxes, draw_record, save_picture
 
 BLACK = np.zeros((480, 500, 3), np.uint8)  # too large to be grown
@@ -53,7 +53,7 @@ def test_ground_truth_is_a_white_frame_on_its_box() -> None:
     assert nothing is not BLACK
 
 
-def test_detections_are_drawn_in_a_colour_per_class_with_a_caption() -> None:
+def test_detections_are_drawn_in_a_colour_per_class_with_captions_that_cover_boxes() -> None:
     picture = draw_record(BLACK, record(CAT, DOG), NAMES)
     cat, dog = picture[250, 150].tolist(), picture[250, 350].tolist()
     assert cat != dog
@@ -65,9 +65,14 @@ def test_detections_are_drawn_in_a_colour_per_class_with_a_caption() -> None:
     assert draw_record(BLACK, unsure, NAMES, min_score=0.4).any()
     framed = draw_record(BLACK, record([100, 0, 200, 100]), NAMES)  # at the upper border the caption stays inside
     assert (framed[3:10, 102:110] == framed[100, 150]).all(axis=2).any()
+    box = [100.0, 200, 300, 300]
+    both, one = draw_record(BLACK, record(box, box), NAMES), draw_record(BLACK, record(box), NAMES)
+    np.testing.assert_array_equal(both[180:198, 102:160], one[180:198, 102:160])  # the better one's is whole
+    second = both[204:216, 104:150]
+    assert {tuple(color) for color in second.reshape(-1, 3).tolist()} >= {(0, 0, 0)}  # and the other's lies in the box
 
 
-def test_an_image_keeps_its_size_unless_another_scale_is_asked_for() -> None:
+def test_an_image_keeps_its_size_unless_asked_and_lines_and_letters_grow_with_it() -> None:
     small, truth = np.zeros((48, 60, 3), np.uint8), record(gt=[[10, 20, 30, 25]])
     assert draw_record(small, truth, NAMES).shape == (48, 60, 3)
     picture = draw_record(small, truth, NAMES, scale=10)
@@ -79,8 +84,6 @@ def test_an_image_keeps_its_size_unless_another_scale_is_asked_for() -> None:
         assert picture.shape == (*size, 3)
         assert picture.any()
 
-
-def test_lines_and_letters_grow_with_the_image() -> None:
     def drawn(side: int) -> tuple[int, int]:
         found = record([side / 4, side / 2, side * 3 / 4, side * 3 / 4])
         picture = draw_record(np.zeros((side, side, 3), np.uint8), found, NAMES)
@@ -89,14 +92,6 @@ def test_lines_and_letters_grow_with_the_image() -> None:
     (thin, low), (thick, high) = drawn(500), drawn(4000)
     assert thick >= 2 * thin
     assert high >= 4 * low
-
-
-def test_captions_cover_boxes_and_not_each_other() -> None:
-    box = [100.0, 200, 300, 300]
-    both, one = draw_record(BLACK, record(box, box), NAMES), draw_record(BLACK, record(box), NAMES)
-    np.testing.assert_array_equal(both[180:198, 102:160], one[180:198, 102:160])  # the better one's is whole
-    second = both[204:216, 104:150]
-    assert {tuple(color) for color in second.reshape(-1, 3).tolist()} >= {(0, 0, 0)}  # and the other's lies in the box
 
 
 def test_a_note_stands_at_the_lower_left_where_there_is_room_in_letters_of_contrast() -> None:
@@ -115,7 +110,7 @@ def test_a_note_stands_at_the_lower_left_where_there_is_room_in_letters_of_contr
         assert (high + 0.05) / (low + 0.05) >= 4.5, color  # as WCAG asks for
 
 
-def test_pictures_are_saved_in_a_format_that_takes_them_or_refused(tmp_path: Path) -> None:
+def test_pictures_are_saved_in_a_format_that_takes_them_or_refused(tmp_path) -> None:
     path = tmp_path / "new" / "folder" / "red.png"
     save_picture(path, np.full((4, 5, 3), (250, 10, 20), np.uint8))
     with Image.open(path) as image:
@@ -150,11 +145,10 @@ def test_masks_are_half_transparent_in_the_colour_of_their_class_with_an_outline
     assert not grown[310:, :].any()
 
 
-def points(*rows: list[float]) -> NDArray[np.float32]:
-    return np.array([rows], np.float32)
-
-
 def test_keypoints_are_joined_and_have_the_colours_of_their_sides() -> None:
+    def points(*rows: list[float]) -> NDArray[np.float32]:
+        return np.array([rows], np.float32)
+
     face = KeypointSpec(("nose", "left_eye", "right_eye"), edges=((0, 1), (0, 2)))
     found = (BLACK, np.array([[100.0, 100, 400, 400]]), None, np.array([0]), ("cat",))
     drawn = points([200, 200, 1], [150, 300, 1], [300, 300, 0.5])
@@ -174,3 +168,35 @@ def test_keypoints_are_joined_and_have_the_colours_of_their_sides() -> None:
     canvas = draw_record(BLACK, both, NAMES)
     assert canvas[40, 30].any()
     assert not canvas[300, 300].any()
+
+
+# Label maps
+
+STUFF, WIDE = ("background", "road", "sky"), np.zeros((300, 400, 3), np.uint8)
+
+
+def test_the_colour_map_is_that_of_voc() -> None:
+    colors = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 128], [64, 0, 0], [0, 64, 128], [*VOID_COLOR]]
+    assert color_map()[[0, 1, 2, 7, 8, 20, 255]].tolist() == colors
+    assert label_palette(STUFF)[0].tolist() == [0, 0, 0]
+    assert label_palette(STUFF[1:])[0].tolist() == [128, 0, 0]  # black is for the background alone
+
+
+def test_classes_are_painted_with_borders_and_the_background_is_left() -> None:
+    labels = np.zeros((300, 400), np.uint8)
+    labels[:, 200:300], labels[:, 300:] = 1, VOID
+    drawn = draw_label_map(WIDE, labels, STUFF)
+    void = [round(OPACITY * part) for part in VOID_COLOR]
+    assert drawn[200, [50, 250, 350]].tolist() == [[0, 0, 0], [round(OPACITY * 128), 0, 0], void]
+    assert drawn[200, 199].tolist() == [255, 255, 255]  # the border
+    assert drawn[:40, :90].any()  # the legend
+    corner = draw_label_map(WIDE, np.full_like(labels, VOID), STUFF)[0, 0]
+    assert corner.tolist() == [*VOID_COLOR]  # the ground of the letters; the picture's is mixed
+    assert draw_label_map(WIDE, labels, STUFF, scale=0.5).shape == (150, 200, 3)
+    assert draw_label_map(WIDE[:1, :1], np.ones((1, 1), np.uint8), STUFF).shape == (1, 1, 3)
+    # The borders of segments are drawn within a class.
+    labels, segments = np.full((300, 400), 1, np.uint8), np.ones((300, 400), np.int32)
+    segments[:, 200:] = 70000
+    drawn = draw_label_map(WIDE, labels, STUFF, outlines=segments)
+    assert drawn[200, 199].tolist() == [255, 255, 255]
+    assert drawn[200, 200].tolist() == drawn[200, 100].tolist()

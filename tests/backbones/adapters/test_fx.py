@@ -60,16 +60,11 @@ def exact(last_stride: int = 2, **options) -> Classifier:
     return Classifier(conv(3, 5, 4, 2), conv(4, 3, 2, 1), conv(4, 3, last_stride, 1), **options)
 
 
-def build_meta(name: str, **options) -> Any:
+@pytest.mark.parametrize("name", NAMES)
+def test_the_contract_of_backbones_holds(meta, name: str) -> None:
     if name.startswith("timm:"):
         pytest.importorskip("timm")
-    with torch.device("meta"):
-        return build_backbone(name, **options)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_contract_of_backbones_holds(name: str) -> None:
-    whole, backbone = build_meta(name, out_features=STAGES), build_meta(name, freeze_at=2)
+    whole, backbone = meta(name, out_features=STAGES), meta(name, freeze_at=2)
     for size in ((65, 97), (1, 31)):
         features = whole(torch.zeros(2, 3, *size, device="meta"))
         assert list(features) == list(whole.specs) == list(STAGES)
@@ -147,20 +142,18 @@ def test_inception_away_from_the_border_is_the_original_on_a_shifted_image() -> 
     torch.testing.assert_close(backbone(images)["c3"][:, :, 12:14, 12:13], expected[:, :, 10:12, 10:11])
 
 
-@pytest.mark.parametrize(
-    ("norm", "freeze_at", "fixed"), [(None, 0, 3), ("frozen_bn", 0, 3), ("bn", 0, 0), ("bn", 3, 2)]
-)
-def test_norm_and_frozen_stages_keep_statistics(norm: str | None, freeze_at: int, fixed: int) -> None:
+@pytest.mark.parametrize(("norm", "freeze_at", "kept"), [(None, 0, 3), ("frozen_bn", 0, 3), ("bn", 0, 0), ("bn", 3, 2)])
+def test_norm_and_frozen_stages_keep_statistics(norm: str | None, freeze_at: int, kept: int) -> None:
     model, images = exact(), torch.randn(2, 3, 32, 32)
     model.get_buffer("first.1.running_mean").copy_(torch.arange(4.0))
     expected = deepcopy(model).eval().first(images)
     backbone = Small(model, norm=norm, freeze_at=freeze_at).train()
-    assert sum(isinstance(layer, FrozenBatchNorm) for layer in backbone.modules()) == fixed
-    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in backbone.modules()) == 3 - fixed
+    assert sum(isinstance(layer, FrozenBatchNorm) for layer in backbone.modules()) == kept
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in backbone.modules()) == 3 - kept
     trained = {name.split(".")[1] for name, parameter in backbone.named_parameters() if parameter.requires_grad}
     assert trained == ({"third"} if freeze_at else {"first", "second", "third"})
     for _ in range(2):
-        assert torch.allclose(backbone(images)["c2"], expected, atol=1e-5) == (fixed > 0)
+        assert torch.allclose(backbone(images)["c2"], expected, atol=1e-5) == (kept > 0)
 
 
 def test_weights_of_dropped_layers_may_be_there_and_others_not() -> None:

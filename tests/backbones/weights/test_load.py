@@ -32,7 +32,7 @@ def save(content, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
-def test_reads_what_was_saved_and_names_what_is_damaged(tmp_path: Path, suffix: str) -> None:
+def test_reads_what_was_saved_and_names_what_is_damaged(tmp_path, suffix: str) -> None:
     path = save(STATE, tmp_path / f"weights{suffix}")
     torch.testing.assert_close(read_state_dict(str(path)), STATE)
     broken = [path.read_bytes()[:-20], b"", b"not weights at all", b"PK\x03\x04 broken", bytes(range(256)) * 8]
@@ -60,13 +60,13 @@ def test_reads_what_was_saved_and_names_what_is_damaged(tmp_path: Path, suffix: 
         (".pth", {"model": 1}, "got a int at 'model'"),
     ],
 )
-def test_file_without_a_mapping_of_tensors_is_named(tmp_path: Path, suffix: str, content, message: str) -> None:
+def test_file_without_a_mapping_of_tensors_is_named(tmp_path, suffix: str, content, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_state_dict(save(content, tmp_path / f"other{suffix}"))
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_reads_pickled_arrays_and_pairs_of_them(tmp_path: Path, wrapped: bool) -> None:
+def test_reads_pickled_arrays_and_pairs_of_them(tmp_path, wrapped: bool) -> None:
     arrays = {"a": np.arange(6.0, dtype=np.float32).reshape(2, 3), "conv1_1": (np.ones((2, 3)), np.zeros(2))}
     content = {"model": arrays, "__author__": "me", "matching_heuristics": True} if wrapped else arrays
     state = read_state_dict(save(content, tmp_path / "weights.pkl"))
@@ -75,7 +75,7 @@ def test_reads_pickled_arrays_and_pairs_of_them(tmp_path: Path, wrapped: bool) -
 
 
 @pytest.mark.parametrize("digest", ["", "deadbeef"])
-def test_download_is_checked_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str) -> None:
+def test_download_is_checked_and_cached(tmp_path, monkeypatch, digest: str) -> None:
     draft = save(STATE, tmp_path / "draft.pth")
     path = draft.rename(tmp_path / f"resnet18-{digest or hashlib.sha256(draft.read_bytes()).hexdigest()[:8]}.pth")
     monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", path.as_uri())

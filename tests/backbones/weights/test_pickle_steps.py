@@ -1,16 +1,18 @@
-"""Mirrors pickle_steps.py: pickles that would take time or memory without end, as .pkl and in files of torch.save."""
+"""Mirrors pickle_steps.py and plain.py: files that take time or memory without end, and what torch.save may hold."""
 
 import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from backbones.weights import pickle_steps
-from backbones.weights.load import read_state_dict
+from backbones.weights import pickle_steps, plain
+from backbones.weights.load import read_state_dict, read_torch
+from backbones.weights.plain import check_plain
 
 KEYS, STEPS = "more than 1000 keys that are neither texts nor small", "more than [0-9]+ steps"
 ORDERED = b"ccollections\nOrderedDict\n"
@@ -99,16 +101,14 @@ def refuse(path: Path, message: str) -> None:
 
 @pytest.mark.parametrize("kind", [*SMALL, *OF_TORCH])
 @pytest.mark.parametrize("write", [as_pkl, as_pth])
-def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write, kind: str) -> None:
+def test_bombs_are_refused(tmp_path, monkeypatch, write, kind: str) -> None:
     """With fewer steps and keys than do harm; those that do are below."""
     monkeypatch.setattr(pickle_steps, "MAX_STEPS", 10_000 if STEPS in (SMALL | OF_TORCH)[kind] else 500_000)
     content, message = (SMALL | OF_TORCH)[kind]
     refuse(write(tmp_path, content), message if kind in SMALL or write is as_pth else "names")
 
 
-def test_members_in_capitals_are_looked_at_and_compressed_or_overlapping_ones_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_members_in_capitals_are_looked_at_and_compressed_or_overlapping_ones_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(pickle_steps, "MAX_STEPS", 10_000)
     refuse(as_pth(tmp_path, b"N" * 20_000, name="DATA.PKL"), STEPS)
     for place, name in enumerate(("a/data.pkl", "a/data/0")):
@@ -124,7 +124,7 @@ def test_members_in_capitals_are_looked_at_and_compressed_or_overlapping_ones_re
     refuse(path, r"its members claim \d+ bytes, the file has")
 
 
-def test_the_file_of_torch_that_others_write_is_read(tmp_path: Path) -> None:
+def test_the_file_of_torch_that_others_write_is_read(tmp_path) -> None:
     """Parameters, buffers of any type, an optimizer, texts, a set, bytes, and pairs as Python 2 wrote them."""
     layer = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
@@ -165,7 +165,7 @@ for path in sys.argv[1:]:
 
 
 @pytest.mark.faults
-def test_the_guard_itself_needs_little_memory_and_time(tmp_path: Path) -> None:
+def test_the_guard_itself_needs_little_memory_and_time(tmp_path) -> None:
     """All bombs in a process that may take 512 MiB more than torch, and none of them finds that too little.
 
     The last takes the most steps that pass on paper, to be read in bounds too.
@@ -179,3 +179,50 @@ def test_the_guard_itself_needs_little_memory_and_time(tmp_path: Path) -> None:
         paths += [as_pkl(folder, content), as_pth(folder, content)]
     said = subprocess.run([sys.executable, "-c", LIMITED, *paths], capture_output=True, text=True, check=False)
     assert (said.stderr, said.stdout.count("refused")) == ("", len(paths))
+
+
+def holding_itself(times: int = 1) -> list[Any]:
+    made = list[Any]()
+    made.extend([made] * times)
+    return made
+
+
+def doubled() -> list[Any]:
+    made = list[Any]()
+    for _ in range(40):
+        made = [made, made]
+    return made
+
+
+ODD = {
+    "stride 0": (lambda: torch.zeros(1).expand(10**12), "4000000000000 bytes in a memory of 4"),
+    "sparse": (lambda: torch.ones(3).to_sparse(), "sparse|not dense|_rebuild_sparse"),
+    "compressed": (lambda: torch.ones(3, 3).to_sparse_csr(), "sparse|not dense"),
+    "conjugate": (lambda: torch.ones(3, dtype=torch.complex64).conj(), "conjugate|with a list or dict"),
+    "negated": (lambda: torch.ones(3, dtype=torch.complex64).conj().imag, "negated|with a list or dict"),
+    "meta": (lambda: torch.ones(3, device="meta"), "meta"),
+    "quantized": (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "not dense|qtensor"),
+    "itself": (holding_itself, "hold themselves"),
+    "a dict of itself": (lambda: {"a": holding_itself()}, "hold themselves"),
+    "doubled": (doubled, "hold themselves"),
+    "itself many times": (lambda: holding_itself(4000), "hold themselves|steps"),
+    "one memory many times": (lambda: [torch.zeros(50_000)] * 100, "times the bytes of the file"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's on kinds that are in beta
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_not_plain_is_refused(tmp_path, monkeypatch, kind: str) -> None:
+    monkeypatch.setattr(plain, "MAX_VALUES", 10_000)
+    make, message = ODD[kind]
+    torch.save({"a": make()}, tmp_path / "a.pt")
+    for read in (lambda: check_plain(make(), 1 << 20), lambda: read_torch(tmp_path / "a.pt")):
+        with pytest.raises(ValueError, match=message):
+            read()
+
+
+def test_views_and_shared_memory_are_plain_but_no_tensor_larger_than_the_file() -> None:
+    whole = torch.zeros(10, 10)
+    check_plain({"a": whole, "b": (whole.T, whole[:, 3]), 3: [None, True, 1.5, "x", b"x"], "empty": whole[:0]}, 500)
+    with pytest.raises(ValueError, match="a tensor of 400 bytes in a memory of 400; the file has 399"):
+        check_plain({"a": [whole]}, 399)

@@ -1,7 +1,5 @@
 """Mirrors detection/classification/compare.py."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

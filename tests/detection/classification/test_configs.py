@@ -1,7 +1,5 @@
 """Configs of classification on small stand-ins in the layouts of their data: each trains a step and is tested."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any
@@ -50,9 +48,7 @@ def tiny_imagenet(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "net5_5x5" else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "net5_5x5")) for n in TINY])
 def test_tiny_imagenet(tiny_imagenet, tmp_path: Path, name: str) -> None:
     result = run(f"tiny_imagenet/{name}", tiny_imagenet, tmp_path)
     assert (result["images"], result["classification"]["top5"]) == (3, 1)

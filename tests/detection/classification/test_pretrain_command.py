@@ -1,11 +1,10 @@
 """The command pretrain: train, go on, and test on a handful of tiny images."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,9 +38,7 @@ def work(tmp_path_factory, resdet) -> Any:
     card.write_text(yaml.safe_dump({"format": "image_folder", "root": str(folder), "splits": splits}))
     config.write_text(CONFIG.replace("CARD", str(card)))
     trained = resdet("pretrain", config, "--output-dir", run)
-    return SimpleNamespace(
-        config=config, run=run, trained=trained, call=lambda *args: resdet("pretrain", config, *args)
-    )
+    return SimpleNamespace(config=config, run=run, trained=trained, call=partial(resdet, "pretrain", config))
 
 
 def result_of(folder: Path) -> Any:
@@ -102,24 +99,15 @@ def test_a_signal_ends_with_a_status_of_its_own(work, tmp_path: Path, monkeypatc
     assert "top1 error" in again.out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_mistakes_are_one_line_and_leave_nothing_behind(work, tmp_path: Path) -> None:
+    for arguments, message in (
         (("--test", "absent"), "no checkpoint at absent"),
         (("--test-weights",), "backbone.weights is unset"),
         (("classification.exit_thresholds=[0.1,0.2]",), "classification.exit_thresholds [0.1, 0.2] takes one"),
         (("classification.network=relay",), "classification.network relay takes 2"),
         (("solver.best_metric=classification.top3",), "solver.best_metric 'classification.top3' names no figure of "),
-    ],
-)
-def test_mistakes_are_one_line_and_leave_nothing_behind(work, tmp_path: Path, arguments, message: str) -> None:
-    outcome = work.call(*arguments, "--output-dir", tmp_path / "run")
-    assert outcome.status == 1
-    assert outcome.err.startswith(f"error: {message}")
-    assert outcome.err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_loss_that_is_not_finite_is_an_error_without_a_traceback(work, tmp_path: Path) -> None:
-    outcome = work.call("--output-dir", tmp_path, "solver.base_lr=1e30", "solver.iterations=3")
-    assert outcome.err.startswith("error: loss is not finite at iteration 1: ")
+    ):
+        outcome = work.call(*arguments, "--output-dir", tmp_path / "run")
+        assert (outcome.status, outcome.err.count("\n")) == (1, 1)
+        assert outcome.err.startswith(f"error: {message}")
+        assert not (tmp_path / "run").exists()

@@ -1,10 +1,7 @@
 """Mirrors tags.py, and whole runs on a small stand-in in the layout of the Amazon's chips."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -68,16 +65,15 @@ def test_chosen_thresholds_are_as_good_as_any_of_the_grid() -> None:
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_losses_by_hand(loss: Any, make_target) -> None:
+def test_losses_by_hand(loss, make_target) -> None:
     network = Classifier(build_backbone("cifar_resnet20"), 3)
     network.fc.weight.data.zero_()
     network.fc.bias.data = logits = torch.tensor([0.5, -1.0, 2.0])
     model = ImageClassifier(network, loss=loss, tags=True).eval()
     images, box = ImageBatch.from_images([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 3), (0.0, 0.0, 8.0, 8.0)
     # two classes share the first image; the last has none
-    targets = Targets.pad(
-        [make_target([box] * 3, [0, 1, 0]), make_target([box], [2]), make_target([box], [2], ignore=[True])]
-    )
+    none = make_target([box], [2], ignore=[True])
+    targets = Targets.pad([make_target([box] * 3, [0, 1, 0]), make_target([box], [2]), none])
     if loss == "softmax":
         shares, log = logits.softmax(0), logits.log_softmax(0)
         expected = -(0.5 * (log[0] + log[1]) + log[2]) / 3

@@ -1,7 +1,5 @@
 """Mirrors detection/classification/task.py: whole runs on folders of pictures that differ in colour."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
@@ -41,7 +39,6 @@ Finished = tuple[Path, dict[str, Any]]  # a run's directory and its result
 
 
 def draw(folder: Path, count: int, *, seed: int = 0, classes: Sequence[str] = tuple(COLOURS)) -> None:
-    """``count`` pictures of every class: its colour and noise."""
     random = np.random.default_rng(seed)
     for name in classes:
         (folder / name).mkdir(parents=True)
@@ -64,11 +61,8 @@ def make_config(tmp_path_factory) -> Callable[..., ClassificationConfig]:
     draw(root / "train", 8)
     draw(root / "test", 4, seed=1)
     card = folder_card(root)
-    moves: Any = (
-        {"Pad": {"padding": 4}},
-        {"RandomCrop": {"height": SIDE, "width": SIDE}},
-        {"HorizontalFlip": {"p": 0.5}},
-    )
+    crop: Any = {"RandomCrop": {"height": SIDE, "width": SIDE}}
+    moves = ({"Pad": {"padding": 4}}, crop, {"HorizontalFlip": {"p": 0.5}})
     sides: Any = {"shorter_side": SIDE, "longer_side": SIDE}
     schedule: Any = {"iterations": STEPS, "images_per_step": 12, "base_lr": 0.02, "steps": (14,)}
 
@@ -95,20 +89,17 @@ def having(config: ClassificationConfig, **sections: dict[str, Any]) -> Classifi
 
 
 def one_step(config: ClassificationConfig, **backbone: Any) -> ClassificationConfig:
-    """A run of a single step without a test."""
     return having(config, data={"test": ()}, solver={"iterations": 1, "images_per_step": 4}, backbone=backbone)
 
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory) -> Finished:
-    """A run that nothing interrupted."""
     output = tmp_path_factory.mktemp("runs") / "finished"
     return output, run_pretraining(config, output)
 
 
 @pytest.fixture(scope="module")
 def started(config, tmp_path_factory) -> Path:
-    """A run of one step of a ResNet-18."""
     output = tmp_path_factory.mktemp("runs") / "resnet18"
     run_pretraining(one_step(config, name="resnet18"), output)
     return output
@@ -140,7 +131,6 @@ class Killed(BaseException):
 
 
 def killed(config: ClassificationConfig, output: Path, *, at: int) -> None:
-    """A run that ends as by a kill right after it reported a step."""
     record = RunLog.metrics
 
     def interrupt(log: RunLog, iteration: int, values: Any) -> None:
@@ -333,15 +323,14 @@ def seen(config: ClassificationConfig, runs: Sequence[Path], output: Path) -> tu
     return torch.cat(found), result
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"views": "crop"}, {"views": "ten_crop", "crop": 28}, {"views": "dense", "scales": (32, 48)}],
-    ids=lambda options: options["views"],
-)
-def test_probabilities_are_the_average_over_runs_and_views(make_config, finished, tmp_path: Path, options) -> None:
+VIEWS: dict[str, dict[str, Any]] = {"crop": {}, "ten_crop": {"crop": 28}, "dense": {"scales": (32, 48)}}
+
+
+@pytest.mark.parametrize("views", VIEWS)
+def test_probabilities_are_the_average_over_runs_and_views(make_config, finished, tmp_path: Path, views) -> None:
     other = tmp_path / "other"
     run_pretraining(replace(one_step(make_config()), seed=5), other)
-    config, runs = make_config(**options), (finished[0], other)
+    config, runs = make_config(views=views, **VIEWS[views]), (finished[0], other)
     alone = [seen(config, [run], tmp_path / "alone")[0] for run in runs]
     both, result = seen(config, runs, tmp_path / "both")
     assert both.shape == (12, 3)
@@ -349,8 +338,8 @@ def test_probabilities_are_the_average_over_runs_and_views(make_config, finished
     assert not torch.allclose(alone[0], alone[1])
     right = both.argmax(dim=1) == torch.arange(3).repeat_interleave(4)
     assert result["classification"]["top1"] == pytest.approx(right.float().mean().item())
-    assert (result["images"], result["views"]) == (12, options["views"])
-    if scales := options.get("scales"):  # views of an image are averaged after the softmax
+    assert (result["images"], result["views"]) == (12, views)
+    if scales := VIEWS[views].get("scales"):  # views of an image are averaged after the softmax
         single = [seen(make_config(views="dense", scales=(s,)), [other], tmp_path / "single")[0] for s in scales]
         torch.testing.assert_close(alone[1], (single[0] + single[1]) / 2)
 
@@ -373,7 +362,6 @@ def test_places_and_the_top_five_of_six_classes(config, finished, tmp_path: Path
 
 
 def detector(weights: Path, **backbone: Any) -> dict[str, Tensor]:
-    """The state of a new detector."""
     torch.manual_seed(99)
     pyramid, options = bool(backbone.get("fpn")), dict[str, Any](name="resnet18", norm="bn") | backbone
     config = DetectionConfig(
@@ -390,21 +378,18 @@ def layers(run: Path) -> dict[str, Tensor]:
     return {name.split(".", 2)[2]: tensor for name, tensor in named.items() if not name.startswith("network.fc.")}
 
 
-@pytest.mark.parametrize(
-    ("options", "body", "tail"),
-    [
+def test_a_detector_starts_from_a_run(started) -> None:
+    trained = layers(started)
+    assert len(trained) == 100  # 20 convolutions and as many normalisation layers of four tensors each
+    for options, body, tail in (
         ({}, "backbone.", "box_stage.head."),
         ({"norm": "frozen_bn"}, "backbone.", "box_stage.head."),
         ({"fpn": True}, "backbone.body.", "backbone.body."),
         ({"dilate_c5": True}, "backbone.", "backbone."),
-    ],
-)
-def test_a_detector_starts_from_a_run(started, options, body: str, tail: str) -> None:
-    file = started / "checkpoints" / "0000001.safetensors" if "norm" in options else started
-    state, trained = detector(file, **options), layers(started)
-    assert len(trained) == 100  # 20 convolutions and as many normalisation layers of four tensors each
-    for name, tensor in trained.items():
-        assert torch.equal(state[(tail if name.startswith("layer4.") else body) + name], tensor), name
+    ):
+        state = detector(started / "checkpoints" / "0000001.safetensors" if "norm" in options else started, **options)
+        names = {name: (tail if name.startswith("layer4.") else body) + name for name in trained}
+        assert [name for name, own in names.items() if not torch.equal(state[own], trained[name])] == []
 
 
 def test_a_detector_starts_from_spatial_pyramid_pooling_with_its_source_of_weights(make_config, tmp_path: Path) -> None:
@@ -414,9 +399,7 @@ def test_a_detector_starts_from_spatial_pyramid_pooling_with_its_source_of_weigh
         with pytest.raises(ValueError, match=r"backbone\.weights_source is 'torchvision' here, and was 'msra'"):
             detector(weights, fpn=True)  # no name of a tensor shows it
     state = detector(tmp_path, fpn=True, weights_source="msra")
-    assert [
-        name for name, tensor in layers(tmp_path).items() if not torch.equal(state[f"backbone.{name}"], tensor)
-    ] == []
+    assert all(torch.equal(state[f"backbone.{name}"], tensor) for name, tensor in layers(tmp_path).items())
 
 
 def test_a_detector_starts_from_the_average_of_a_network_with_an_exit(make_config, tmp_path: Path) -> None:
@@ -442,9 +425,7 @@ def test_a_start_of_another_architecture_or_from_nothing_is_refused(started, tmp
             detector(weights, **options)
 
 
-def test_a_classifier_starts_from_another_of_other_classes_and_goes_on_without_it(
-    config, started, tmp_path: Path
-) -> None:
+def test_a_classifier_starts_from_one_of_other_classes_and_goes_on_without_it(config, started, tmp_path) -> None:
     draw(tmp_path / "train", 2, classes=("red", "green"))
     sets = {"train": (f"{folder_card(tmp_path, ['red', 'green'])}:train",)}
     start = shutil.copytree(started, tmp_path / "start")

@@ -1,9 +1,5 @@
 """Mirrors detection/classification/views.py."""
 
-from __future__ import annotations
-
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,18 +9,16 @@ from PIL import Image
 from torch import Tensor
 
 from detection.classification.views import ClassImages, ClassViews, class_view_loader
-from detection.config.detection import DataConfig
 from detection.data.class_labels import whole_images
 from detection.data.images import ORIENTATION
 from detection.data.index import AnnotationIndex
-from detection.data.loader import build_train_loader
 from detection.data.transforms import Augment, RandomResize, Resize
 
 CIFAR = ({"Pad": {"padding": 4}}, {"RandomCrop": {"height": 32, "width": 32}}, {"HorizontalFlip": {"p": 0.5}})
 
 
 @pytest.fixture
-def index(make_index, tmp_path: Path) -> AnnotationIndex:
+def index(make_index, tmp_path) -> AnnotationIndex:
     """Five pictures of noise, 32 x 32 pixels; each with an object at the edge, which a crop may leave out."""
     random, paths = np.random.default_rng(0), [str(tmp_path / f"{row}.png") for row in range(5)]
     for path in paths:
@@ -60,7 +54,7 @@ def test_the_recipe_of_cifar_pads_crops_and_mirrors(index) -> None:
     assert {mirrored for *_, mirrored in places} == {False, True}
 
 
-def test_the_object_is_the_whole_augmented_image_turned_as_its_tag_says(index, make_index, tmp_path: Path) -> None:
+def test_the_object_is_the_whole_augmented_image_turned_as_its_tag_says(index, make_index, tmp_path) -> None:
     steps = ({"CenterCrop": {"height": 20, "width": 10}},)  # without the object's own box
     dataset = ClassImages(index, resize=Resize(30, 100), augment=Augment(steps))
     for row in range(5):
@@ -92,23 +86,6 @@ def test_a_sample_depends_on_seed_and_position_alone(index) -> None:
     assert len({dataset(seed)[0, 1].image.numpy().tobytes() for seed in range(5)}) > 1
     assert len({first[position, 1].image.numpy().tobytes() for position in range(5)}) > 1
     assert len({first[position, 1].seed for position in range(5)}) == 5
-
-
-def test_batches_are_the_same_whatever_the_workers_and_the_start(index) -> None:
-    def samples(*, workers: int = 0, start: int = 0) -> list[Any]:
-        config = DataConfig(augment=CIFAR, shorter_side=32, longer_side=32, workers=workers)
-        loader = build_train_loader(index, config, batch_size=4, seed=3, start=start, kind=ClassImages)
-        return list(islice(loader, 3 - start))
-
-    alone = samples()
-    for others, skipped in ((samples(workers=2), 0), (samples(start=1), 1)):
-        for batch, other in zip(alone[skipped:], others, strict=True):
-            assert batch.rows == other.rows
-            assert torch.equal(batch.images.pixels, other.images.pixels)
-            assert torch.equal(batch.images.seeds, other.images.seeds)
-            assert batch.targets.valid.sum(dim=1).tolist() == [1] * len(batch.rows)
-            assert batch.targets.labels[:, 0].tolist() == [row % 2 for row in batch.rows]
-    assert sorted([row for batch in alone for row in batch.rows][:5]) == list(range(5))  # one pass
 
 
 def test_crops_by_hand() -> None:

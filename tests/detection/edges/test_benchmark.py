@@ -35,24 +35,15 @@ def test_pixels_match_one_to_one_within_the_distance() -> None:
     assert matched(found, truth) == (2, 2)
 
 
-def test_counts_of_annotators_add_up_and_precision_asks_for_any() -> None:
+def test_counts_of_annotators_add_up_and_figures_by_hand() -> None:
     edges = 0.9 * column(SIZE, 20) + 0.4 * column(SIZE, 40)
     counts = measure_image(edges, [column(SIZE, 20), column(SIZE, 40), column(SIZE, 60)], count=3)
     assert counts.found.tolist() == [80, 40, 40]  # at 0.25, 0.5, 0.75
-    assert counts.right.tolist() == [80, 40, 40]
+    assert counts.right.tolist() == counts.recalled.tolist() == [80, 40, 40]
     assert counts.wanted.tolist() == [120, 120, 120]
-    assert counts.recalled.tolist() == [80, 40, 40]
-
-
-def counts(*rows: tuple[int, int, int, int]) -> EdgeCounts:
-    return EdgeCounts(*np.array(rows).T)
-
-
-def test_figures_by_hand() -> None:
     # found, right, wanted, recalled by two thresholds
-    one = counts((10, 8, 10, 8), (4, 4, 10, 4))
-    two = counts((30, 10, 10, 10), (10, 8, 10, 8))
-    figures = edge_figures([one, two])
+    one, two = [(10, 8, 10, 8), (4, 4, 10, 4)], [(30, 10, 10, 10), (10, 8, 10, 8)]
+    figures = edge_figures([EdgeCounts(*np.array(rows).T) for rows in (one, two)])
     # together 18/40 and 18/20, or 12/14 and 12/20; in between both are interpolated
     ends = [2 * p * r / (p + r) for p, r in ((18 / 40, 18 / 20), (12 / 14, 12 / 20))]
     steps = [(18 / 40 + (12 / 14 - 18 / 40) * s, 18 / 20 + (12 / 20 - 18 / 20) * s) for s in np.arange(101) / 100]
@@ -64,9 +55,7 @@ def test_figures_by_hand() -> None:
     # from recall 0.6 to 0.9 precision falls from 12/14 to 18/40, in steps of 0.01
     heights = [12 / 14 + (18 / 40 - 12 / 14) * step / 30 for step in range(31)]
     assert figures["AP"] == pytest.approx(0.01 * sum(heights), abs=0.01)
-
-
-def test_an_image_without_edges_found_or_drawn() -> None:
+    # An image without edges found or drawn
     none = measure_image(np.zeros(SIZE), [np.zeros(SIZE, dtype=bool)], count=2)
     assert edge_figures([none]) == {"ODS": 0, "threshold": pytest.approx(1 / 3), "OIS": 0, "AP": 0}
 

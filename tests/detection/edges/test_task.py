@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 
 from detection.config.load import load_config
 from detection.data.cards import load_dataset
@@ -21,6 +22,39 @@ SMALL = [
     *("backbone.name=vgg11_bn", "backbone.weights=null", "backbone.norm=bn", "backbone.roi_size=1"),
     *("data.workers=0", "device=cpu", "solver.images_per_step=2", "solver.accumulate=2", "edges.thresholds=9"),
 ]
+
+
+def draw(folder: Path, name: str, split: str, random: np.random.Generator) -> None:
+    """A bright rectangle, upright or lying, whose border three annotators drew, one of them beside it."""
+    size = (48, 64) if random.random() < 0.5 else (64, 48)
+    top, left = random.integers(8, 14, 2)
+    bottom, right = size[0] - random.integers(8, 14), size[1] - random.integers(8, 14)
+    pixels = random.normal(60, 10, (*size, 3))
+    pixels[top:bottom, left:right] += 120
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / "images" / split / f"{name}.jpg")
+    cells = np.empty((1, 3), dtype=object)
+    for annotator in range(3):
+        inside = np.zeros(size, dtype=bool)
+        inside[top:bottom, left : right + (annotator == 2)] = True
+        inner = np.zeros(size, dtype=bool)
+        inner[top + 1 : bottom - 1, left + 1 : right + (annotator == 2) - 1] = True
+        segments = 1 + inside.astype(np.uint16)
+        cells[0, annotator] = {"Segmentation": segments, "Boundaries": (inside & ~inner).astype(np.uint8)}
+    savemat(folder / "groundTruth" / split / f"{name}.mat", {"groundTruth": cells})
+
+
+@pytest.fixture(scope="module")
+def bsds(tmp_path_factory) -> Path:
+    """The data root; 4 images for training, 2 for testing."""
+    root = tmp_path_factory.mktemp("data")
+    folder, random = root / "BSR" / "BSDS500" / "data", np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 1), ("test", 2)):
+        for kind in ("images", "groundTruth"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            draw(folder, f"{1000 + number}", split, random)
+    (folder / "images" / "train" / "Thumbs.db").write_bytes(b"")
+    return root
 
 
 def test_every_annotator_is_an_object_and_pixels_count_that_enough_of_them_draw(bsds) -> None:
@@ -68,8 +102,7 @@ def test_mistakes_are_named(bsds, tmp_path) -> None:
         run_edges(load_config(EdgesConfig, CONFIG, [*changes, "solver.best_metric=edges.ODD"]), tmp_path)
     folder = bsds / "BSR" / "BSDS500" / "data"
     card = tmp_path / "broken.yaml"
-    card.write_text(
-        f"format: bsds\nroot: {folder}\nsplits: {{all: {{images: images/train, boundaries: images/train}}}}\n"
-    )
+    splits = "{all: {images: images/train, boundaries: images/train}}"
+    card.write_text(f"format: bsds\nroot: {folder}\nsplits: {splits}\n")
     with pytest.raises(ValueError, match=r"1000\.mat: labels that are missing: it belongs to .*1000\.jpg"):
         run_edges(load_config(EdgesConfig, CONFIG, [*changes, f"data.train=[{card}:all]"]), tmp_path)

@@ -1,9 +1,7 @@
 """Builders of records, and the reference of COCO's metric: pycocotools, on the records that our matching gets."""
 
-from __future__ import annotations
-
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import Any
@@ -19,12 +17,11 @@ from detection.evaluation.record import Record
 from detection.fields.keypoints import to_coco
 from detection.masks import RLE, empty_rle, encode, is_empty
 
-Array = np.ndarray[Any, Any]
 coco_mask: Any = pycocotools_mask  # its type stubs take the bytes of an RLE for text
 
 
 @pytest.fixture(scope="session")
-def record() -> Callable[..., Record]:
+def record():
     """One image of objects ``box`` or ``(box, label)`` and detections ``(box, score)`` or ``(box, label, score)``."""
     return make_record
 
@@ -49,7 +46,7 @@ def make_record(objects: Any = (), found: Any = (), *, image_id: int = 1, ignore
 
 
 @pytest.fixture(scope="session")
-def random_records() -> Callable[..., list[Record]]:
+def random_records():
     """Images of up to 7 objects of three classes, a fifth of them ignored, and about two detections of each."""
     return make_random_records
 
@@ -79,7 +76,7 @@ def make_random_records(
 
 
 @pytest.fixture(scope="session")
-def with_masks() -> Callable[..., Record]:
+def with_masks():
     """Fills the boxes of an image in part, as ellipses; some masks are empty, which of objects means unknown."""
     return fill
 
@@ -87,7 +84,7 @@ def with_masks() -> Callable[..., Record]:
 def fill(image: Record, rng: np.random.Generator) -> Record:
     y, x = np.mgrid[: image.size[0], : image.size[1]] + 0.5
 
-    def drawn(boxes: Array) -> tuple[RLE, ...]:
+    def drawn(boxes: np.ndarray) -> tuple[RLE, ...]:
         masks = []
         for x1, y1, x2, y2 in boxes.astype(np.float64):
             place = [(x - (x1 + x2) / 2) / max(x2 - x1, 1), (y - (y1 + y2) / 2) / max(y2 - y1, 1)]
@@ -99,7 +96,7 @@ def fill(image: Record, rng: np.random.Generator) -> Record:
 
 
 @pytest.fixture(scope="session")
-def repeated() -> Callable[[Sequence[Record], Sequence[int]], list[Record]]:
+def repeated():
     """Records of which each occurs as often as its count says, under ids of their own in the same order."""
 
     def repeat(records: Sequence[Record], counts: Sequence[int]) -> list[Record]:
@@ -110,7 +107,7 @@ def repeated() -> Callable[[Sequence[Record], Sequence[int]], list[Record]]:
 
 
 @pytest.fixture(scope="session")
-def numbers() -> Callable[[CocoResult], Array]:
+def numbers():
     """All twelve numbers and the three of each class, flat."""
     return lambda result: np.concatenate(
         [[getattr(result, name) for name in COCO_NUMBERS], result.class_ap, result.class_ap50, result.class_ap75]
@@ -118,15 +115,13 @@ def numbers() -> Callable[[CocoResult], Array]:
 
 
 @pytest.fixture(scope="session")
-def reference() -> Callable[..., CocoResult]:
+def reference():
     """pycocotools' numbers of records, NaN for its -1; called as ``evaluate_coco``."""
     return evaluate_reference
 
 
 def evaluate_reference(records: Sequence[Record], class_names: Sequence[str], *, iou_type: IouType = "bbox") -> Any:
     """CocoResult, or of keypoints the ten numbers and AP of each class."""
-    if not records or not class_names:  # pycocotools takes an empty list of ids for "no restriction"
-        return _result(np.full(len(COCO_NUMBERS), -1.0), np.full((10, 1, len(class_names)), -1.0))
     with redirect_stdout(io.StringIO()):
         truth: Any = _index(records, class_names, _objects(records, iou_type))
         if iou_type == "keypoints":
@@ -147,15 +142,25 @@ def evaluate_reference(records: Sequence[Record], class_names: Sequence[str], *,
     return _result(numbers, precision)
 
 
-def _index(records: Sequence[Record], class_names: Sequence[str], annotations: list[dict[str, Any]]) -> COCO:
-    coco: Any = COCO()
-    coco.dataset = {
+@pytest.fixture(scope="session")
+def coco_truth():
+    """Objects of records as a dictionary in COCO's format; called as ``evaluate_coco``."""
+    return lambda records, names, iou_type: _dataset(records, names, _objects(records, iou_type))
+
+
+def _dataset(records: Sequence[Record], class_names: Sequence[str], annotations: list[dict[str, Any]]) -> Any:
+    return {
         "info": {},
         "images": [{"id": r.image_id, "height": r.size[0], "width": r.size[1]} for r in records],
         "categories": [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)],
         # COCOeval takes a match with id 0 for no match.
         "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)],
     }
+
+
+def _index(*parts: Any) -> COCO:
+    coco: Any = COCO()
+    coco.dataset = _dataset(*parts)
     coco.createIndex()
     return coco
 
@@ -184,7 +189,7 @@ def _detections(records: Sequence[Record], iou_type: IouType) -> list[dict[str, 
     return [{**result, "area": float(coco_mask.area(result["segmentation"])), "iscrowd": 0} for result in results]
 
 
-def _result(stats: Array, precision: Array) -> CocoResult:
+def _result(stats: np.ndarray, precision: np.ndarray) -> CocoResult:
     """COCO's ``stats`` (12,) and ``precision`` (IoU thresholds, recalls, K)."""
     numbers = np.where(stats < 0, np.nan, stats).tolist()
     # The values of a class are all -1 or all known, so its plain mean is the mean of the known ones.

@@ -1,9 +1,7 @@
 """Mirrors detection/evaluation/boundaries.py."""
 
-from __future__ import annotations
-
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -19,9 +17,6 @@ from detection.evaluation.columns import join_records
 from detection.evaluation.record import Record
 from detection.masks import RLE, decode, empty_rle, encode, is_empty
 
-Array = np.ndarray[Any, Any]
-Make = Callable[..., Record]
-Records = Callable[..., list[Record]]
 SMALL = (50, 50)  # its boundaries are one pixel wide
 NAMES = ["a", "b", "c", "d"]
 
@@ -33,7 +28,7 @@ def rectangle(x1: int, y1: int, x2: int, y2: int) -> RLE:
 
 
 @pytest.fixture
-def masked(record: Make) -> Make:
+def masked(record):
     """One image of a class, given by masks; the first detection is the best."""
 
     def make(objects: Sequence[RLE], found: Sequence[RLE], **options: Any) -> Record:
@@ -49,7 +44,7 @@ def ious(image: Record, *, least: float) -> list[float]:
     return boundary_candidates(columns, columns.gt_ignore, least=least).ious.tolist()
 
 
-def by_definition(rle: RLE) -> Array:
+def by_definition(rle: RLE) -> np.ndarray:
     """The pixels of a mask with a pixel outside it, or outside the image, within the boundary's width."""
     size = rle["size"][0], rle["size"][1]
     mask, width = decode([rle], size)[0].numpy(), boundary_width(size)
@@ -72,7 +67,7 @@ def test_boundaries_are_those_of_the_definition_and_2_percent_of_the_diagonal_wi
         assert np.array_equal(decode([boundary(rle)], size)[0].numpy(), by_definition(rle))
 
 
-def test_the_iou_of_a_pair_is_the_lesser_of_both(masked: Make) -> None:
+def test_the_iou_of_a_pair_is_the_lesser_of_both(masked) -> None:
     # Rings of 36 pixels that share 9 of their rows above and 9 below; the masks share 90 of 110 pixels.
     image = masked([rectangle(10, 10, 20, 20)], [rectangle(11, 10, 21, 20)])
     assert ious(image, least=0.3) == [pytest.approx(18 / 54)]
@@ -83,7 +78,7 @@ def test_the_iou_of_a_pair_is_the_lesser_of_both(masked: Make) -> None:
     assert found == pytest.approx([0.7, 0])  # up to IoU 0.80
 
 
-def test_crowds_unknown_masks_and_empty_ones(masked: Make, record: Make) -> None:
+def test_crowds_unknown_masks_and_empty_ones(masked, record) -> None:
     crowd, found = rectangle(0, 0, 40, 40), [rectangle(10, 10, 20, 20), rectangle(30, 30, 50, 50)]
     covered = ious(masked([crowd], found, ignore=[0]), least=0.2)
     assert covered == [1.0, pytest.approx(100 / 400)]  # by their masks: their boundaries share nothing
@@ -96,7 +91,7 @@ def test_crowds_unknown_masks_and_empty_ones(masked: Make, record: Make) -> None
         evaluate_coco([record()], NAMES, iou_type="boundary")
 
 
-def test_pairs_are_those_of_all_with_all(random_records: Records) -> None:
+def test_pairs_are_those_of_all_with_all(random_records) -> None:
     columns, expected = join_records(random_records(0, 4, masks=True), 4), []
     theirs, own = ([*map(by_definition, masks or ())] for masks in (columns.masks, columns.gt_masks))
     crowds = columns.gt_ignore.tolist()
@@ -111,36 +106,32 @@ def test_pairs_are_those_of_all_with_all(random_records: Records) -> None:
     assert list(zip(found.rows.tolist(), found.objects.tolist(), found.ious.tolist(), strict=True)) == expected != []
 
 
-def of_faster_coco_eval(records: Sequence[Record]) -> list[float]:
+@pytest.fixture
+def of_faster_coco_eval(coco_truth):
     """Its twelve numbers of records, -1 for none."""
-    truth: dict[str, Any] = {"categories": [{"id": number, "name": name} for number, name in enumerate(NAMES, start=1)]}
-    truth["images"] = [{"id": r.image_id, "height": r.size[0], "width": r.size[1]} for r in records]
-    truth["annotations"] = [
-        {"id": 100 * r.image_id + row, "image_id": r.image_id, "category_id": int(r.gt_labels[row]) + 1}
-        | {
-            "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode()},
-            "area": float(r.gt_areas[row]),
-        }
-        | {"bbox": coco_mask.toBbox(rle).tolist(), "iscrowd": int(r.gt_ignore[row] or is_empty(rle))}
-        for r in records
-        for row, rle in enumerate(r.gt_masks or ())
-    ]
-    results = [{key: value for key, value in f.items() if key != "bbox"} for f in coco_results(records, [1, 2, 3, 4])]
-    with redirect_stdout(io.StringIO()):
-        theirs: Any = FasterCOCO(truth)
-        evaluation: Any = COCOeval_faster(theirs, theirs.loadRes(results), "boundary", print_function=str)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return [float(number) for number in evaluation.stats[: len(COCO_NUMBERS)]]
+
+    def evaluate(records: Sequence[Record]) -> np.ndarray:
+        truth = coco_truth(records, NAMES, "segm")
+        for known in truth["annotations"]:
+            known["segmentation"] = known["segmentation"] | {"counts": known["segmentation"]["counts"].decode()}
+        results = coco_results(records, [1, 2, 3, 4])
+        with redirect_stdout(io.StringIO()):
+            theirs: Any = FasterCOCO(truth)
+            found = theirs.loadRes([{key: value for key, value in one.items() if key != "bbox"} for one in results])
+            evaluation: Any = COCOeval_faster(theirs, found, "boundary", print_function=str)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        return np.array(evaluation.stats[: len(COCO_NUMBERS)], float)
+
+    return evaluate
 
 
-def test_numbers_are_those_of_faster_coco_eval(random_records: Records) -> None:
+def test_numbers_are_those_of_faster_coco_eval(random_records, of_faster_coco_eval, numbers) -> None:
     some = 0
     for seed in range(4):
         records = random_records(seed, 6, masks=True)
-        result, expected = evaluate_coco(records, NAMES, iou_type="boundary"), np.array(of_faster_coco_eval(records))
-        ours = np.array([getattr(result, name) for name in COCO_NUMBERS])
+        ours, expected = numbers(evaluate_coco(records, NAMES, iou_type="boundary"))[:12], of_faster_coco_eval(records)
         np.testing.assert_allclose(np.nan_to_num(ours, nan=-1), expected, rtol=0, atol=1e-6, err_msg=f"seed {seed}")
         some += int(((expected > 0) & (expected < 1)).sum())
     assert some > 10

@@ -1,6 +1,4 @@
-"""Mirrors coco.py and average_precision.py; test_coco_parity.py compares all numbers with pycocotools."""
-
-from __future__ import annotations
+"""Mirrors coco.py and average_precision.py: values by hand, and all numbers of pycocotools."""
 
 import json
 import math
@@ -12,13 +10,11 @@ import numpy as np
 import pytest
 
 from detection.evaluation.average_precision import average_precision, mean_over_classes
-from detection.evaluation.coco import COCO_NUMBERS, average_recall, coco_results, evaluate_coco
+from detection.evaluation.coco import COCO_NUMBERS, coco_results, evaluate_coco
 from detection.evaluation.matching import match
 from detection.evaluation.record import Record
 from detection.masks import empty_rle, encode
 
-Make = Callable[..., Record]
-Records = Callable[..., list[Record]]
 NAMES = ["cat", "dog", "cow", "unseen"]
 BOX, NOWHERE = (0, 0, 10, 10), (50, 50, 60, 60)
 
@@ -36,7 +32,7 @@ def without(image: Record, *parts: str) -> Record:
     return replace(image, **{name: getattr(image, name)[:0] for name in (*found, *objects)})
 
 
-def test_known_value(record: Make, numbers: Any) -> None:
+def test_known_value(record, numbers) -> None:
     # Two objects of 50 x 50 and one detection of the first with IoU 30/50: a hit at 0.50, 0.55 and 0.60.
     # There recall is 1/2 with precision 1: 51 of the 101 recalls 0, 0.01, ..., 0.5 count 1.
     image = record([[0, 0, 50, 50], [100, 100, 150, 150]], [([0, 0, 50, 30], 0.9)])
@@ -49,7 +45,7 @@ def test_known_value(record: Make, numbers: Any) -> None:
     assert np.isnan([result.APs, result.APl, result.ARs, result.ARl]).all()
 
 
-def test_known_mask_value(record: Make, numbers: Any) -> None:
+def test_known_mask_value(record, numbers) -> None:
     # Boxes that agree; the mask is half of its object's: an IoU of 0.5 is a hit at 0.5 only.
     x = np.arange(60)[None, :].repeat(60, axis=0)
     box = [10, 10, 50, 50]
@@ -61,14 +57,14 @@ def test_known_mask_value(record: Make, numbers: Any) -> None:
     assert numbers(evaluate_coco([perfect(image)], ["cat"], iou_type="segm"))[:3] == pytest.approx([1, 1, 1])
 
 
-def test_perfect_detections_reach_one(random_records: Records) -> None:
+def test_perfect_detections_reach_one(random_records) -> None:
     result = evaluate_coco([perfect(image) for image in random_records(0)], NAMES)
     assert [getattr(result, name) for name in COCO_NUMBERS if name not in ("AR1", "AR10")] == pytest.approx([1.0] * 10)
     assert 0 < result.AR1 < 1
     np.testing.assert_allclose(result.class_ap, [1, 1, 1, np.nan])
 
 
-def test_nothing_to_find_gives_no_value_and_no_detections_give_zero(random_records: Records, numbers: Any) -> None:
+def test_nothing_to_find_gives_no_value_and_no_detections_give_zero(random_records, numbers) -> None:
     records = random_records(0)
     crowds = [replace(image, gt_ignore=np.ones(len(image.gt_boxes), np.bool_)) for image in records]
     blank = without(records[0], "objects", "detections")
@@ -82,14 +78,14 @@ def test_nothing_to_find_gives_no_value_and_no_detections_give_zero(random_recor
 
 
 @pytest.mark.parametrize("scores", [np.nextafter(np.float32(0.5), np.ones(2, np.float32)), np.array([0.5 + 1e-12] * 2)])
-def test_scores_are_not_rounded(scores: Any, record: Make) -> None:
+def test_scores_are_not_rounded(scores: Any, record) -> None:
     # The hit ranks above the miss by the last digits: precision is 1 only if these survive.
     image = record([[0, 0, 50, 50]], [([500, 500, 550, 550], 0), ([0, 0, 50, 50], 0)])
     scores[0] = 0.5
     assert evaluate_coco([replace(image, scores=scores)], ["cat"]).class_ap == pytest.approx([1.0])
 
 
-def test_an_object_of_unknown_mask_is_neither_hit_nor_miss(record: Make) -> None:
+def test_an_object_of_unknown_mask_is_neither_hit_nor_miss(record) -> None:
     boxes, whole = [[0, 0, 300, 150], [0, 150, 300, 300]], encode(np.arange(300)[:, None].repeat(300, 1) >= 150)
     image = record(boxes, [(boxes[1], 0.9)], gt_masks=(empty_rle((300, 300)), whole), masks=(whole,))
     masks, own = (evaluate_coco([image], ["cat"], iou_type=kind).AP for kind in ("segm", "bbox"))
@@ -97,7 +93,7 @@ def test_an_object_of_unknown_mask_is_neither_hit_nor_miss(record: Make) -> None
     assert own == pytest.approx(51 / 101)  # the object counts for boxes, and was not found
 
 
-def test_mistakes_are_named(record: Make, random_records: Records) -> None:
+def test_mistakes_are_named(record, random_records) -> None:
     image = record([[0, 0, 9, 9]], [([0, 0, 9, 9], 1, 0.5)])
     with pytest.raises(ValueError, match="occurs twice"):
         evaluate_coco([image, image], NAMES)
@@ -113,7 +109,7 @@ def test_mistakes_are_named(record: Make, random_records: Records) -> None:
         replace(masked, masks=())
 
 
-def test_results_are_plain_numbers_in_coco_format_that_give_the_corners_back(record: Make) -> None:
+def test_results_are_plain_numbers_in_coco_format_that_give_the_corners_back(record) -> None:
     # In float32 100.3 - 0.1 would be rounded.
     corners = np.array([0.1, 0.3, 100.3, 70.7], np.float32)
     image = record([], [([1.5, 2, 11.5, 22], 1, 0.75), (corners, 0, 0.1)], image_id=42, size=(40, 60))
@@ -129,16 +125,7 @@ def test_results_are_plain_numbers_in_coco_format_that_give_the_corners_back(rec
     assert found[0] == results[0] | {"segmentation": {"size": [40, 60], "counts": masks[0]["counts"].decode()}}
 
 
-def test_recall_of_weighted_images_is_that_of_the_repeated_ones(random_records: Records, repeated: Any) -> None:
-    records = random_records(3, each=8)
-    weights = np.random.default_rng(0).integers(0, 3, (3, len(records)))
-    for limit, name in ((1, "AR1"), (10, "AR10"), (100, "AR100")):
-        found = average_recall(match(records, NAMES), weights, limit=limit)
-        for row, counts in zip(found, weights.tolist(), strict=True):
-            assert np.nanmean(row) == pytest.approx(getattr(evaluate_coco(repeated(records, counts), NAMES), name))
-
-
-def test_known_value_under_weights(record: Make) -> None:
+def test_known_value_under_weights(record) -> None:
     # By score: a hit in image 1, a miss in image 2, a hit in image 2; one object in each image.
     images = [record([BOX], [(BOX, 0.9)]), record([BOX], [(NOWHERE, 0.8), (BOX, 0.7)], image_id=2)]
     weights = np.array([[1, 1], [2, 1], [0, 2], [0, 0]])
@@ -149,9 +136,7 @@ def test_known_value_under_weights(record: Make) -> None:
     assert math.isnan(none)
 
 
-def test_weights_give_the_ap_of_repeated_images(
-    random_records: Records, repeated: Any, reference: Any, monkeypatch: Any
-) -> None:
+def test_weights_give_the_ap_of_repeated_images(random_records, repeated, reference, monkeypatch) -> None:
     records = random_records(0, 8)
     weights = np.random.default_rng(0).multinomial(8, np.full(8, 1 / 8), size=8)
     found = average_precision(match(records, NAMES), weights)
@@ -163,8 +148,100 @@ def test_weights_give_the_ap_of_repeated_images(
     np.testing.assert_array_equal(average_precision(match(records, NAMES), weights), found)
 
 
-def test_a_class_missing_from_a_resample_stays_out_of_its_mean(record: Make) -> None:
+def test_a_class_missing_from_a_resample_stays_out_of_its_mean(record) -> None:
     # Class 0 has its only object in image 1, class 1 in both; the detector finds all of class 1 only.
     images = [record([(BOX, 0), (BOX, 1)], [(BOX, 1, 0.9)]), record([(BOX, 1)], [(BOX, 1, 0.8)], image_id=2)]
     ap = average_precision(match(images, ["a", "b"]), np.array([[1, 1], [0, 2]]))
     np.testing.assert_array_equal(mean_over_classes(ap[:, :, 0]), [0.5, 1.0])
+
+
+# All numbers of COCO against pycocotools, on sets made to tell two implementations apart.
+
+Array = np.ndarray[Any, Any]
+Make = Callable[..., list[tuple[Array, Array]]]
+
+
+def at_limits(rng: np.random.Generator) -> list[tuple[Array, Array]]:
+    """Sides of 31, 32, 33, 95, 96 and 97 pixels: areas at both limits; whole pixels: IoU of exactly 0.5 or 0.75."""
+    images = []
+    for _ in range(int(rng.integers(1, 9))):
+        places = rng.integers(0, 20, (int(rng.integers(0, 7)), 2))
+        boxes = np.concatenate([places, places + rng.choice([31, 32, 33, 95, 96, 97], places.shape)], axis=1)
+        found = boxes[rng.integers(0, len(boxes), 12)] if len(boxes) else np.zeros((12, 4))
+        images.append((boxes, found + rng.choice([0, 0, 1, 8, 16, 32], found.shape) * np.array([0, 0, 1, 1])))
+    return images
+
+
+def tied(rng: np.random.Generator) -> list[tuple[Array, Array]]:
+    """Small whole boxes in a small image: most overlaps, and all scores, occur many times."""
+    images = []
+    for _ in range(int(rng.integers(1, 6))):
+        corners, sides = rng.integers(0, 4, (30, 2)), rng.integers(1, 6, (30, 2))
+        boxes = np.concatenate([corners, corners + sides], axis=1)
+        images.append((boxes[: int(rng.integers(0, 11))], boxes[10:]))
+    return images
+
+
+def crowded(rng: np.random.Generator) -> list[tuple[Array, Array]]:
+    """More than 100 detections of a class in an image, of which the last find what the first do not."""
+    images = []
+    for count in rng.integers(1, 14, 2).tolist():
+        corners = rng.uniform(0, 300, (count, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(5, 100, (count, 2))], axis=1)
+        found = np.repeat(boxes, 12, axis=0) + rng.normal(0, 3, (12 * count, 4))
+        images.append((boxes, np.concatenate([found[:, :2], np.maximum(found[:, 2:], found[:, :2])], axis=1)))
+    return images
+
+
+def lopsided(rng: np.random.Generator) -> list[tuple[Array, Array]]:
+    """Classes without objects, images without either, nothing at all."""
+    box, counts = np.array([10.0, 10.0, 60.0, 60.0]), [(0, int(rng.integers(0, 3)))]
+    counts += rng.integers(0, 3, (int(rng.integers(0, 4)), 2)).tolist()
+    return [(np.tile(box, (objects, 1)), np.tile(box, (found, 1))) for objects, found in counts]
+
+
+KINDS = {at_limits: 2, tied: 3, crowded: 1, lopsided: 4}  # and their numbers of classes
+
+
+@pytest.fixture
+def drawn(record):
+    """Boxes of a kind with random classes, scores of few values, some crowds and ids in no order."""
+
+    def draw(make: Make, rng: np.random.Generator) -> list[Record]:
+        images, classes = make(rng), KINDS[make]
+        ids = rng.permutation(len(images) + 3).tolist()
+        return [
+            record(
+                list(zip(boxes, rng.integers(0, classes, len(boxes)), strict=True)),
+                [(box, rng.integers(0, classes), rng.integers(0, 10) / 10) for box in found],
+                image_id=number,
+                size=(400, 400),
+                ignore=np.flatnonzero(rng.random(len(boxes)) < rng.choice([0, 0.3])).tolist(),
+                gt_areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) * rng.choice([1, 1, 0.7]),
+            )
+            for number, (boxes, found) in zip(ids, images, strict=False)
+        ]
+
+    return draw
+
+
+# Kind of boxes, of IoU, and number of sets.
+CASES = [*((make, "bbox", 10) for make in KINDS), (tied, "segm", 1)]
+MORE = [*((make, "bbox", 150) for make in KINDS), *((make, "segm", 10) for make in (at_limits, tied, lopsided))]
+
+
+@pytest.mark.parametrize(
+    ("make", "iou_type", "sets"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
+)
+def test_numbers_are_those_of_pycocotools(make: Make, iou_type, sets, drawn, with_masks, reference, numbers) -> None:
+    some, known = np.zeros(24, np.int64), 0
+    for seed in range(sets):
+        rng = np.random.default_rng(seed)
+        records = drawn(make, rng)
+        records = [with_masks(image, rng) for image in records] if iou_type == "segm" else records
+        ours, expected = (numbers(of(records, NAMES, iou_type=iou_type)) for of in (evaluate_coco, reference))
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9, err_msg=f"{make.__name__}, seed {seed}")
+        some += (expected > 0) & (expected < 1)
+        known += int((expected > 0).sum())
+    assert known > sets  # the sets are neither trivial nor hopeless
+    assert iou_type == "segm" or (some[:3] > 0).all()

@@ -1,8 +1,5 @@
 """Mirrors curves.py, calibration.py and confusion.py: by hand, and curves against COCO's AP50."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,13 +10,11 @@ from detection.evaluation.calibration import calibrate, joined_curve, point_of_p
 from detection.evaluation.coco import evaluate_coco
 from detection.evaluation.confusion import confusion_matrix, found_objects, pair, rank_images
 from detection.evaluation.curves import best_threshold, class_curves, f1_by_threshold, mean_precision
-from detection.evaluation.record import Record
 
-Make = Callable[..., Record]
 A, B, C, D = [(20 * i, 0, 20 * i + 10, 10) for i in range(4)]
 
 
-def test_precision_and_recall_by_hand(record: Make) -> None:
+def test_precision_and_recall_by_hand(record) -> None:
     (curve,) = class_curves([record([A, B], [(A, 0.9), (D, 0.8), (B, 0.7)])], 1)
     assert curve.hits.tolist() == [True, False, True]
     np.testing.assert_allclose([curve.precision, curve.recall], [[1, 1 / 2, 2 / 3], [1 / 2, 1 / 2, 1]])
@@ -28,13 +23,13 @@ def test_precision_and_recall_by_hand(record: Make) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_mean_precision_averages_to_coco_ap50(seed: int, random_records: Any) -> None:
+def test_mean_precision_averages_to_coco_ap50(seed: int, random_records) -> None:
     records = random_records(seed)
     expected = evaluate_coco(records, "abcd").AP50
     assert mean_precision(class_curves(records, 4)).mean() == pytest.approx(expected, abs=1e-12)
 
 
-def test_f1_by_hand_and_a_score_equal_to_the_threshold_is_kept(record: Make) -> None:
+def test_f1_by_hand_and_a_score_equal_to_the_threshold_is_kept(record) -> None:
     f1 = f1_by_threshold(class_curves([record([A, B], [(A, 0.9), (D, 0.3)])], 1))
     at = dict(zip(curves.THRESHOLDS.round(2).tolist(), f1.tolist(), strict=True))
     assert [at[0.3], at[0.31], at[0.9], at[0.91]] == pytest.approx([2 / 4, 2 / 3, 2 / 3, 0])
@@ -45,7 +40,7 @@ def test_f1_by_hand_and_a_score_equal_to_the_threshold_is_kept(record: Make) -> 
     assert np.isnan(found[1].recall).all()
 
 
-def test_nothing_to_find_has_no_value_and_objects_without_detections_zero(record: Make) -> None:
+def test_nothing_to_find_has_no_value_and_objects_without_detections_zero(record) -> None:
     for records in ([], [record()], [record([], [(A, 0.5)])]):
         found = class_curves(records, 1)
         assert np.isnan(mean_precision(found)).all()
@@ -56,7 +51,7 @@ def test_nothing_to_find_has_no_value_and_objects_without_detections_zero(record
         class_curves([record([(A, 3)])], 2)
 
 
-def test_as_many_detections_as_objects_are_the_best_over_all_images(record: Make) -> None:
+def test_as_many_detections_as_objects_are_the_best_over_all_images(record) -> None:
     first = record([A, B], [(A, 0.9), (B, 0.2), (C, 0.5)])
     second = record([A, B], [(A, 0.75)], ignore=[1], image_id=2)
     found = curves.score_of_as_many([first, second])
@@ -108,11 +103,11 @@ def test_scores_for_a_wished_precision_and_recall() -> None:
         ([], [], [], [[0, 0, 0]] * 3),
     ],
 )
-def test_matrix_by_hand(objects: list[Any], found: list[Any], ignore: list[int], expected: Any, record: Make) -> None:
+def test_matrix_by_hand(objects: list[Any], found: list[Any], ignore: list[int], expected: Any, record) -> None:
     assert confusion_matrix([record(objects, found, ignore=ignore)], 2, min_score=0.5).tolist() == expected
 
 
-def test_found_objects_and_ranked_images(record: Make) -> None:
+def test_found_objects_and_ranked_images(record) -> None:
     near = (1, 0, 11, 10)  # each detection takes the object it overlaps most, and finds its own class
     assert pair(record([A, near], [(near, 0.9), (A, 0.8)]), min_score=0.5).objects.tolist() == [1, 0]
     assert found_objects(record([A, (B, 1)], [(A, 0.9), (B, 0.9)]), min_score=0.5).tolist() == [True, False]
@@ -125,7 +120,6 @@ def test_found_objects_and_ranked_images(record: Make) -> None:
         record([], [(A, 0.1)]),  # nothing to see and nothing shown
     ]
     ranked = rank_images(images, min_score=0.5)
-    assert [(s.row, s.hits, s.misses, s.false) for s in ranked] == [
-        *((2, 2, 0, 0), (1, 1, 0, 0), (0, 1, 1, 0), (4, 0, 1, 1), (3, 0, 2, 1))
-    ]
+    expected = [(2, 2, 0, 0), (1, 1, 0, 0), (0, 1, 1, 0), (4, 0, 1, 1), (3, 0, 2, 1)]
+    assert [(s.row, s.hits, s.misses, s.false) for s in ranked] == expected
     assert ranked[2].f1 == 2 / 3

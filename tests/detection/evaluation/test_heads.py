@@ -1,7 +1,5 @@
 """Mirrors heads.py and verdicts.py, on means over images, and in a world without any interaction."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from itertools import combinations
@@ -28,9 +26,7 @@ def sample(per_image: np.ndarray) -> Sample:
     return Sample(names=(AP,), values=per_image.mean(keepdims=True), influence=influence, images=np.array([n]))
 
 
-def world(
-    rng: np.random.Generator, gain: float, *, seeds: int = 3, deviation: float = 0.01, **means: float
-) -> dict[str, list[Sample]]:
+def world(rng: np.random.Generator, gain: float, *, seeds: int = 3, deviation: float = 0.01, **means: float):
     """Trainings of every arm: images are hard for all, for an arm and for a seed, and a seed shifts its figure."""
     hard, own, found = rng.normal(0, 0.2, IMAGES), 0.02, {}
     for place, arm in enumerate(ARMS):  # the gain is the same under every head

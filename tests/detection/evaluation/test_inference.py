@@ -1,7 +1,5 @@
 """Mirrors inference.py, jackknife.py and claims.py, on means over images and against a double bootstrap."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

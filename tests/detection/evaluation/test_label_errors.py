@@ -1,10 +1,7 @@
 """Mirrors detection/evaluation/label_errors.py: errors put into right labels are found by what they are."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +9,6 @@ import pytest
 from detection.evaluation.label_errors import Suspect, find_label_errors
 from detection.evaluation.record import Record
 
-Make = Callable[..., Record]
 Truth = list[tuple[np.ndarray, np.ndarray]]  # boxes and labels of each image
 PLACES = np.array([(x, y) for x in (0, 100, 200) for y in (0, 100)][:5], float)  # of objects, which do not overlap
 
@@ -45,7 +41,7 @@ def spoiled(truth: Truth) -> tuple[Truth, set[tuple[str, int]]]:
 
 
 @pytest.fixture
-def detected(record: Make) -> Callable[..., list[Record]]:
+def detected(record):
     """What a fair detector finds of the truth, against the labels: most objects, a little moved, and false alarms."""
 
     def run(truth: Truth, labelled: Truth, *, seed: int, skill: float = 0.9) -> list[Record]:
@@ -67,7 +63,7 @@ def kinds(suspects: Sequence[Suspect]) -> set[tuple[str, int]]:
     return {(one.kind, one.row) for one in suspects}
 
 
-def test_injected_errors_stand_first_and_by_their_kind(detected: Any) -> None:
+def test_injected_errors_stand_first_and_by_their_kind(detected) -> None:
     truth = make_truth()
     labelled, errors = spoiled(truth)
     runs = [detected(truth, labelled, seed=seed) for seed in range(3)]
@@ -78,7 +74,7 @@ def test_injected_errors_stand_first_and_by_their_kind(detected: Any) -> None:
     assert len(errors & kinds(alone[: 2 * len(errors)])) >= 13  # one run misses a tenth of the objects itself
 
 
-def test_suggestions_are_what_was_there_before(detected: Any) -> None:
+def test_suggestions_are_what_was_there_before(detected) -> None:
     truth = make_truth()
     labelled, _ = spoiled(truth)
     runs = [detected(truth, labelled, seed=seed, skill=1.0) for seed in range(2)]
@@ -91,7 +87,7 @@ def test_suggestions_are_what_was_there_before(detected: Any) -> None:
             assert one.box == pytest.approx(boxes[one.object or 0].tolist(), abs=9)
 
 
-def test_what_one_run_alone_says_counts_less(record: Make) -> None:
+def test_what_one_run_alone_says_counts_less(record) -> None:
     box, other = [0.0, 0, 50, 50], [100, 100, 150, 150]
     seen, alarm = record([box], [(box, 1.0)]), record([box], [(box, 1.0), (other, 1, 0.9)])
     (one,) = find_label_errors([[alarm]], min_score=0.4)
@@ -101,7 +97,7 @@ def test_what_one_run_alone_says_counts_less(record: Make) -> None:
     assert find_label_errors([[alarm], [seen]], min_score=0.5) == []
 
 
-def test_ignored_objects_explain_detections_and_are_never_doubted(record: Make) -> None:
+def test_ignored_objects_explain_detections_and_are_never_doubted(record) -> None:
     objects = [[0.0, 0, 100, 100], [150, 0, 200, 50]]
     ignoring = record(objects, [([10, 10, 40, 40], 1, 0.9), (objects[1], 1, 0.9)], ignore=[0, 1])
     assert find_label_errors([[ignoring]], min_score=0.4) == []

@@ -1,9 +1,7 @@
 """Mirrors detection/evaluation/label_maps.py."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +11,10 @@ from scipy.sparse import csr_array
 from detection.evaluation import label_maps
 from detection.evaluation.jackknife import jackknife
 from detection.evaluation.label_maps import LABEL_NUMBERS, label_counts, label_figures, pixel_totals
-from detection.evaluation.record import Record
 from detection.evaluation.run_figures import run_statistic
 from detection.structures import VOID
 
-Make = Callable[..., Record]
-Array = np.ndarray[Any, Any]
-Maps = Sequence[tuple[Array, Array]]
+Maps = Sequence[tuple[np.ndarray, np.ndarray]]
 NAMES = ("road", "sky", "car", "unseen")
 
 
@@ -32,12 +27,9 @@ def random_maps(seed: int, images: int = 5) -> Maps:
 
 
 @pytest.fixture
-def counted(record: Make) -> Callable[[Maps], list[Record]]:
+def counted(record):
     """Images without objects, whose labels were counted."""
-    return lambda maps: [
-        record(image_id=number, label_counts=label_counts(*pair, len(NAMES)))
-        for number, pair in enumerate(maps, start=1)
-    ]
+    return lambda counts: [record(image_id=n, label_counts=own) for n, own in enumerate(counts, start=1)]
 
 
 def brute_force(maps: Maps) -> list[Any]:
@@ -60,7 +52,7 @@ def brute_force(maps: Maps) -> list[Any]:
     return [np.nanmean(ious), weighted, hits / judged, sum(accuracies) / len(accuracies), *ious]
 
 
-def test_figures_by_hand(record: Make) -> None:
+def test_figures_by_hand(record) -> None:
     true = np.array([[0, 0, 1, 1], [0, 0, 1, VOID]], np.uint8)
     counts = label_counts(true, np.array([[0, 0, 1, 2], [0, 1, VOID, 2]], np.uint8), 3)
     assert counts.toarray().tolist() == [[3, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0]]
@@ -75,9 +67,9 @@ def test_figures_by_hand(record: Make) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_figures_equal_brute_force_on_any_choice_of_images(seed: int, counted: Any) -> None:
+def test_figures_equal_brute_force_on_any_choice_of_images(seed: int, counted) -> None:
     maps = random_maps(seed)
-    records = counted(maps)
+    records = counted([label_counts(*pair, len(NAMES)) for pair in maps])
     found = label_figures(pixel_totals(records, len(NAMES)).sum(axis=0, keepdims=True))
     np.testing.assert_allclose([*found.numbers[0], *found.iou[0]], brute_force(maps), rtol=1e-12)
     statistic = run_statistic(records[::-1], NAMES)  # images are numbered by id, whatever the order
@@ -91,7 +83,7 @@ def test_figures_equal_brute_force_on_any_choice_of_images(seed: int, counted: A
     assert np.isnan(influence[:, -1]).all()
 
 
-def test_maps_that_cannot_be_judged_are_named(record: Make) -> None:
+def test_maps_that_cannot_be_judged_are_named(record) -> None:
     true = np.zeros((2, 3), np.uint8)
     with pytest.raises(ValueError, match=r"\(3, 2\)"):
         label_counts(true, true.T, 2)
@@ -101,7 +93,7 @@ def test_maps_that_cannot_be_judged_are_named(record: Make) -> None:
         pixel_totals([record(image_id=9, label_counts=csr_array(np.zeros((3, 4), np.int32)))], 2)
 
 
-def test_a_panoptic_run_has_all_figures(record: Make) -> None:
+def test_a_panoptic_run_has_all_figures(record) -> None:
     rng, own = np.random.default_rng(0), {"gt_masks": (), "masks": ()}
     counts = [label_counts(*pair, len(NAMES)) for pair in random_maps(1)]
     records = [
@@ -115,13 +107,10 @@ def test_a_panoptic_run_has_all_figures(record: Make) -> None:
     assert values["panoptic.PQ"] == pytest.approx(np.mean([values[f"panoptic.per_class.{name}.PQ"] for name in NAMES]))
 
 
-def test_runs_that_were_judged_by_other_label_maps_are_not_compared(record: Make) -> None:
+def test_runs_that_were_judged_by_other_label_maps_are_not_compared(counted) -> None:
     counts = np.array([[[2, 0, 1], [0, 3, 0]], [[4, 1, 0], [2, 2, 0]]])
     ours, others, lacking, plain = (
-        [
-            record(image_id=i, label_counts=None if part is None else csr_array(part))
-            for i, part in enumerate(parts, start=1)
-        ]
+        counted([None if part is None else csr_array(part) for part in parts])
         for parts in (counts, counts[..., [1, 0, 2]], [counts[0], np.array([[4, 0, 0], [2, 2, 0]])], [None, None])
     )
     label_maps.check_comparable_maps({"a": ours, "b": others[::-1]})

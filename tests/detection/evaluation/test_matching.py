@@ -1,8 +1,5 @@
 """Mirrors matching.py and its parts, columns, candidates, assignment and overlaps; parity with COCO tests the rest."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,10 +9,8 @@ from detection.evaluation import candidates
 from detection.evaluation.columns import join_records
 from detection.evaluation.matching import check_comparable, match, match_image
 from detection.evaluation.overlaps import COCO_IOUS, box_iou, covered_share
-from detection.evaluation.record import Record
 from detection.masks import encode
 
-Make = Callable[..., Record]
 A, B = (0.0, 0.0, 10.0, 10.0), (50.0, 0.0, 60.0, 10.0)
 NOWHERE = (200.0, 200.0, 210.0, 210.0)
 
@@ -31,7 +26,7 @@ def test_overlaps_by_hand_in_float64() -> None:
     assert candidates.mask_areas([]).tolist() == []
 
 
-def test_hits_at_every_threshold_that_the_iou_reaches(record: Make) -> None:
+def test_hits_at_every_threshold_that_the_iou_reaches(record) -> None:
     # IoU 1, 0.6, exactly 0.5, and less than 0.5 with four objects apart.
     objects = [(20.0 * i, 0.0, 20.0 * i + 10, 10.0) for i in range(4)]
     heights = zip(objects, (10.0, 6.0, 5.0, 4.9), (0.9, 0.8, 0.7, 0.6), strict=True)
@@ -55,12 +50,12 @@ NEAR, AROUND = (2.0, 0.0, 12.0, 10.0), (0, 0, 100, 100)  # the IoU of the first 
         ([], [(A, 0.9)], [], [-1], [False]),
     ],
 )
-def test_by_hand(objects: Any, found: Any, ignore: Any, expected: Any, ignored: Any, record: Make) -> None:
+def test_by_hand(objects: Any, found: Any, ignore: Any, expected: Any, ignored: Any, record) -> None:
     matched = match_image(record(objects, found, ignore=ignore))
     assert (matched.objects[:, 0].tolist(), matched.ignored[:, 0].tolist()) == (expected, ignored)
 
 
-def test_packed_by_class_and_score_with_ties_by_image_id(record: Make) -> None:
+def test_packed_by_class_and_score_with_ties_by_image_id(record) -> None:
     first = record([A], [(A, 0, 0.5), (NOWHERE, 1, 0.9)], image_id=3)
     second = record([(A, 0), (B, 1)], [(NOWHERE, 0.5), (A, 0.7)], image_id=2, ignore=[1])
     matches = match([first, second], ["cat", "dog"])
@@ -74,7 +69,7 @@ def test_packed_by_class_and_score_with_ties_by_image_id(record: Make) -> None:
     np.testing.assert_array_equal(found.rows, [*range(149, 49, -1), 150])  # a hundred of each class and image count
 
 
-def test_pairs_in_parts_are_all_pairs(random_records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_in_parts_are_all_pairs(random_records, monkeypatch) -> None:
     records = random_records(0, 4)
     whole = [table.hits for table in match(records, "abcd").classes]
     columns = join_records(records, 4)
@@ -86,7 +81,7 @@ def test_pairs_in_parts_are_all_pairs(random_records: Any, monkeypatch: pytest.M
             np.testing.assert_array_equal(table.hits, hits)
 
 
-def test_no_images_no_classes_no_boxes(record: Make) -> None:
+def test_no_images_no_classes_no_boxes(record) -> None:
     assert match([], []).classes == ()
     (empty,) = match([], ["cat"]).classes
     assert (empty.hits.shape, empty.num_objects.shape) == ((0, len(COCO_IOUS)), (0,))
@@ -105,7 +100,7 @@ def test_no_images_no_classes_no_boxes(record: Make) -> None:
         ({"objects": [A, B]}, ["cat"], "1 and 2 objects of class cat in image 1"),
     ],
 )
-def test_runs_on_other_data_are_named(change: Any, names: list[str], message: str, record: Make) -> None:
+def test_runs_on_other_data_are_named(change: Any, names: list[str], message: str, record) -> None:
     first = match([record([A])], ["cat"])
     check_comparable({"a": first, "b": match([record([A], [(B, 0.5)])], ["cat"])})  # whatever they detect
     others = [record(**{"objects": [A], **change})] if change is not None else [record([A]), record(image_id=2)]

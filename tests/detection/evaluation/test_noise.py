@@ -1,7 +1,5 @@
 """Mirrors noise.py and planning.py: known values, and simulated experiments of a world that is known."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from itertools import combinations
@@ -111,9 +109,7 @@ def test_equal_methods_are_claimed_in_one_of_twenty_at_most(seeds: int, deviatio
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("deviations", [(0.3, 2.0), (1.0, 1.0), (0.0, 10.0)])
 @pytest.mark.parametrize("arms", [4, 7])
-def test_a_pair_of_many_is_claimed_in_one_of_twenty_at_most(
-    seeds: int, deviations: tuple[float, float], arms: int
-) -> None:
+def test_a_pair_of_many_is_claimed_in_one_of_twenty_at_most(seeds: int, deviations, arms: int) -> None:
     runs, own = 4000, 0.3
     of_seeds = RNG(seeds).normal(0, 1, (runs, arms, seeds)) * np.hypot(np.resize(deviations, arms), own)[:, None]
     a, b = np.array(list(combinations(range(arms), 2))).T

@@ -1,8 +1,5 @@
 """Mirrors detection/evaluation/oks.py: keypoint AP against pycocotools."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +19,7 @@ CLASSES = ("cat", "dog", "cow", "none")
 
 
 @pytest.fixture
-def drawn(random_records: Callable[..., list[Record]]) -> Callable[..., list[Record]]:
+def drawn(random_records):
     """Objects without a labelled keypoint among them; up to 50 detections, about where these are, with tied scores."""
 
     def draw(seed: int, spec: KeypointSpec) -> list[Record]:
@@ -52,7 +49,7 @@ def numbers(result: KeypointResult) -> np.ndarray:
 
 @pytest.mark.parametrize("sets", [12, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("spec", [PERSON, FOUR], ids=["person", "four"])
-def test_keypoints_give_the_numbers_of_pycocotools(spec: KeypointSpec, sets: int, drawn: Any, reference: Any) -> None:
+def test_keypoints_give_the_numbers_of_pycocotools(spec: KeypointSpec, sets: int, drawn, reference) -> None:
     some = np.zeros(len(KEYPOINT_NUMBERS), np.int64)
     for seed in range(sets):
         records = drawn(seed, spec)
@@ -64,7 +61,7 @@ def test_keypoints_give_the_numbers_of_pycocotools(spec: KeypointSpec, sets: int
     assert (some > 0).all()
 
 
-def test_intervals_have_the_figures_of_the_metric(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_have_the_figures_of_the_metric(drawn, monkeypatch) -> None:
     records = drawn(2, FOUR)
     statistic, result = run_statistic(records, CLASSES), evaluate_keypoints(records, CLASSES)
     values = dict(zip(statistic.names, statistic.compute(np.ones((1, len(records)), np.int64))[0], strict=True))
@@ -77,7 +74,7 @@ def test_intervals_have_the_figures_of_the_metric(drawn: Any, monkeypatch: pytes
 
 
 @pytest.fixture
-def one(record: Callable[..., Record]) -> Callable[..., Record]:
+def one(record):
     """One object of 100 square pixels and one detection of it, with two keypoints each."""
     box, spec = [0.0, 0.0, 10.0, 10.0], KeypointSpec(("a", "b"), sigmas=(0.1, 0.2))
 
@@ -88,7 +85,7 @@ def one(record: Callable[..., Record]) -> Callable[..., Record]:
     return make
 
 
-def test_oks_by_hand(one: Any) -> None:
+def test_oks_by_hand(one) -> None:
     # 2 pixels off, area 100, sigma 0.1: exp(-4 / (2 * 0.2**2 * 100)) = exp(-0.5) = 0.607 passes 0.5, 0.55 and 0.6;
     # the other keypoint is not labelled.  With both: (0.607 + 1) / 2 = 0.803 passes seven thresholds.
     alone = one([[3, 3, 2], [0, 0, 0]], [[5, 3, 1], [90, 90, 1]])

@@ -1,7 +1,5 @@
 """Mirrors detection/evaluation/panoptic.py."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

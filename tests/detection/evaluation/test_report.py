@@ -1,10 +1,10 @@
-"""Mirrors report.py and metrics.py: the table of figures, and what is printed and kept of it."""
-
-from __future__ import annotations
+"""Mirrors report.py, metrics.py, printable.py and text_table.py: figures, what is kept of them, and how they print."""
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +14,10 @@ from detection.engine.evaluate import evaluate
 from detection.evaluation import metrics
 from detection.evaluation.coco import CocoResult
 from detection.evaluation.metrics import METRICS, Metric, is_better, named, read_metric, shown_figures
+from detection.evaluation.printable import printable
 from detection.evaluation.record import Record
 from detection.evaluation.report import format_tables, result_dict
+from detection.evaluation.text_table import text_table
 from detection.evaluation.voc import VocResult
 
 NAMES = ["cat", "dining table", "unseen"]
@@ -114,7 +116,7 @@ def test_every_figure_of_an_evaluation_is_in_the_table_once() -> None:
 
 
 @pytest.fixture
-def _extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def _extra(monkeypatch) -> None:
     """A metric as a stranger would add it: one function and one line."""
 
     def extra_boxes(records: Sequence[Record], class_names: Sequence[str]) -> float:
@@ -135,11 +137,9 @@ def test_which_of_two_figures_is_better() -> None:
 
 
 @pytest.mark.usefixtures("_extra")
-def test_a_metric_of_one_function_and_one_line_is_everywhere(record: Callable[..., Record]) -> None:
+def test_a_metric_of_one_function_and_one_line_is_everywhere(record) -> None:
     box = [0, 0, 5, 5]
-    result, nothing = (
-        evaluate(records, ("cat",), "area") for records in ([record([box], [(box, 0.9)] * 3)], list[Record]())
-    )
+    result, nothing = (evaluate(found, ("cat",), "area") for found in ([record([box], [(box, 0.9)] * 3)], []))
     assert (result["counts"], nothing["counts"]) == ({"extra": 2.0}, {"extra": None})
     logged = shown_figures(result, "log")
     assert [logged[key] for key in ("bbox.AP", "bbox.AP50", "bbox.AP75", "voc.mAP")] == pytest.approx([1.0] * 4)
@@ -147,3 +147,39 @@ def test_a_metric_of_one_function_and_one_line_is_everywhere(record: Callable[..
     assert "bbox.APs" not in logged
     for content, shown in ((result, "2.000"), (nothing, "-")):
         assert ["extra", "boxes", shown] in [line.split() for line in format_tables(content).splitlines()]
+
+
+def test_words_of_all_scripts_stay_and_what_breaks_lines_or_files_is_escaped() -> None:
+    for text in ("", "dining table", "кошка", "猫\u3000犬", "👨\u200d👩\u200d👧", "می\u200cروم", "a\u00a0b", "$x$"):
+        assert printable(text) == text
+    assert printable("a\nb\tc\r\0\x1b[31m\x85") == r"a\nb\tc\r\x00\x1b[31m\x85"
+    assert printable("a\u2028b\u202ec\ud800\uffff") == r"a\u2028b\u202ec\ud800\uffff"
+
+
+def test_table_by_hand() -> None:
+    table = text_table(["run", "AP", "state"], [["a", "7.5", "done"], ["longer", "100.0", "to do"]], left=(0, 2))
+    assert table.splitlines() == ["run         AP  state", "a          7.5  done", "longer   100.0  to do"]
+    assert text_table(["class", "AP"], []) == "class      AP"
+
+
+def test_long_names_go_on_below_and_numbers_stay_whole(monkeypatch) -> None:
+    lines = text_table(["class", "AP"], [["word " * 30, "12.3"], ["x" * 100, "45.6"]]).splitlines()
+    assert max(map(len, lines)) == 80
+    assert [line.split()[-1] for line in lines if "12.3" in line or "45.6" in line] == ["12.3", "45.6"]
+    assert (sum(line.count("x") for line in lines), sum(line.count("word") for line in lines)) == (100, 30)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: os.terminal_size((120, 20)))
+    assert len(text_table(["class", "AP"], [["x" * 110, "1"]]).splitlines()) == 2  # a terminal gives the width
+
+
+def test_names_of_rows_stay_whole_before_other_words() -> None:
+    header, row = ["", *["AP"] * 5, "paper"], ["+ multi-scale testing", *["12.3"] * 5, "59.0 / 37.4 (test-dev)"]
+    lines = text_table(header, [row], left=(0, 6)).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["+", "(test-dev)"]
+    assert lines[1].startswith("+ multi-scale testing ")
+
+
+def test_markup_stays_text_and_control_characters_are_escaped() -> None:
+    names = ["[red]a[/red] $x$ :smile:", "b\nc\0d\x1b[31m"]
+    table = text_table(["class", "AP"], [[names[0], "1"], [names[1], "2"]])
+    assert [line.rpartition("  ")[0].rstrip() for line in table.splitlines()[1:]] == [names[0], r"b\nc\x00d\x1b[31m"]

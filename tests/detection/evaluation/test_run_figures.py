@@ -1,8 +1,5 @@
 """Mirrors detection/evaluation/run_figures.py: every figure is that of a test, also on any choice of images."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +14,6 @@ from detection.evaluation.run_figures import run_statistic
 from detection.evaluation.tide import ERROR_TYPES
 from detection.evaluation.voc import evaluate_voc
 
-Records = Callable[..., list[Record]]
 NAMES = ["cat", "dog", "cow", "unseen"]
 
 
@@ -39,7 +35,7 @@ def expected_of(records: list[Record]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("masks", [False, True])
-def test_figures_are_those_of_a_test(masks: bool, random_records: Records) -> None:
+def test_figures_are_those_of_a_test(masks: bool, random_records) -> None:
     records = random_records(0, 8, masks=masks)
     found, expected = figures(records, boundary=True), expected_of(records)
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
@@ -48,19 +44,22 @@ def test_figures_are_those_of_a_test(masks: bool, random_records: Records) -> No
     assert found["tide.AP50"] == pytest.approx(found["bbox.AP50"])
 
 
-def test_images_that_are_left_out_are_as_if_they_had_not_been_tested(random_records: Records) -> None:
-    records = sorted(random_records(1), key=lambda record: record.image_id)
-    statistic = run_statistic(records, NAMES)
-    found = statistic.compute(np.ones((12, 12), np.int32) - np.eye(12, dtype=np.int32))
-    for row in (0, 5):
-        expected, values = (
-            expected_of(records[:row] + records[row + 1 :]),
-            dict(zip(statistic.names, found[row], strict=True)),
-        )
-        assert {key: values[key] for key in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
+def test_weighted_images_give_the_figures_of_the_repeated_ones(random_records, repeated) -> None:
+    """Also where images are left out, or a class; those of VOC by all three definitions."""
+    records = random_records(1, each=3, wrong=0.4)
+    weights = np.random.default_rng(0).integers(0, 4, (4, len(records)))
+    weights[0] = 1
+    weights[0, 5] = 0
+    for rule in ("11point", "area", "imagenet"):
+        statistic = run_statistic(records, NAMES, voc_metric=rule)
+        for row, counts in zip(statistic.compute(weights), weights.tolist(), strict=True):
+            expected = figures(repeated(records, counts), voc_metric=rule)
+            values = dict(zip(statistic.names, row.tolist(), strict=True))
+            assert values == pytest.approx(expected, abs=1e-12, nan_ok=True)
+            assert all(0 < values[key] < 1 for key in ("bbox.AP", "bbox.AR1", "bbox.AR100", "voc.mAP", "tide.Cls"))
 
 
-def test_images_with_objects_are_counted_for_each_figure(random_records: Records) -> None:
+def test_images_with_objects_are_counted_for_each_figure(random_records) -> None:
     records = random_records(0)
     statistic = run_statistic(records, NAMES)
     images = dict(zip(statistic.names, statistic.images.tolist(), strict=True))
@@ -72,17 +71,16 @@ def test_images_with_objects_are_counted_for_each_figure(random_records: Records
     assert images["bbox.APs"] < images["bbox.AP"]
 
 
-def test_voc_map_has_the_definition_that_is_asked_for(random_records: Records) -> None:
+def test_voc_map_has_the_definition_that_is_asked_for(random_records) -> None:
     records = random_records(0)
     found = {metric: figures(records, voc_metric=metric)["voc.mAP"] for metric in ("11point", "area", "imagenet")}
     voc, imagenet = evaluate_voc(records, NAMES), evaluate_voc(records, NAMES, imagenet=True)
-    assert found == pytest.approx(
-        {"11point": voc.mean_ap_11point, "area": voc.mean_ap_area, "imagenet": imagenet.mean_ap_area}
-    )
+    expected = {"11point": voc.mean_ap_11point, "area": voc.mean_ap_area, "imagenet": imagenet.mean_ap_area}
+    assert found == pytest.approx(expected)
 
 
 @pytest.fixture
-def samples(random_records: Records) -> Callable[..., list[Sample]]:
+def samples(random_records):
     """Seeds of a method on the same 60 images, whose scores and a share of cats called dogs differ."""
 
     def train(count: int, *, wrong: float, seed: int) -> list[Sample]:
@@ -98,7 +96,7 @@ def samples(random_records: Records) -> Callable[..., list[Sample]]:
     return train
 
 
-def test_a_gain_is_proven_and_located_by_type_and_class_and_none_is_not(samples: Any) -> None:
+def test_a_gain_is_proven_and_located_by_type_and_class_and_none_is_not(samples) -> None:
     worse = samples(4, wrong=0.4, seed=1)
     gained = compare_samples({"a": worse, "b": samples(4, wrong=0.02, seed=2)}).pairs[0].methods
     assert gained is not None

@@ -1,13 +1,9 @@
 """Files for the challenges' servers: known lines, and COCO's own reader."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +16,14 @@ from detection.masks import encode
 
 
 @pytest.fixture
-def records(record: Callable[..., Record]) -> tuple[Record, Record]:
+def records(record) -> tuple[Record, Record]:
     """The whole image is (0, 0, 60, 40); VOC calls that 1 1 60 40, ImageNet 0 0 59 39."""
     names = [{"size": (40, 60), "file_name": f"JPEGImages/2008_00000{i}.jpg"} for i in (1, 2)]
     found = [([0, 0, 60, 40], 1, 0.5), ([2.5, 3, 10, 12], 0, 0.5)]
     return record([], found, image_id=7, **names[0]), record(image_id=9, **names[1])
 
 
-def test_voc_counts_pixels_from_1(records: list[Record], tmp_path: Path) -> None:
+def test_voc_counts_pixels_from_1(records: list[Record], tmp_path) -> None:
     files = write_voc(records, ("cat", "dog", "cow"), tmp_path, year="VOC2012", split="test", first_pixel=1)
     main = tmp_path / "results" / "VOC2012" / "Main"
     assert files == [main / f"comp4_det_test_{name}.txt" for name in ("cat", "dog", "cow")]
@@ -38,7 +34,7 @@ def test_voc_counts_pixels_from_1(records: list[Record], tmp_path: Path) -> None
     ]
 
 
-def test_imagenet_counts_pixels_from_0_and_classes_from_1(records: list[Record], tmp_path: Path) -> None:
+def test_imagenet_counts_pixels_from_0_and_classes_from_1(records: list[Record], tmp_path) -> None:
     (file,) = write_imagenet_det(records, tmp_path, split="test", first_pixel=0)
     assert file.read_text().splitlines() == [
         "7 2 0.500000000 0.000 0.000 59.000 39.000",
@@ -46,25 +42,23 @@ def test_imagenet_counts_pixels_from_0_and_classes_from_1(records: list[Record],
     ]
 
 
-@pytest.mark.parametrize(
-    ("first_pixel", "lines"),
-    [
-        (0, ["30 0 0 59 39 7 2 3 9 11", "7 59 39 59 39 30 0 0 0 0"]),
-        (1, ["30 1 1 60 40 7 3 4 10 12", "7 60 40 60 40 30 1 1 1 1"]),
-    ],
-)
-def test_localisation_has_a_line_of_whole_pixels_an_image(tmp_path: Path, first_pixel: int, lines: list[str]) -> None:
+LOCALIZED = {0: "30 0 0 59 39 7 2 3 9 11\n7 59 39 59 39 30 0 0 0 0\n"}  # first pixel -> lines
+LOCALIZED[1] = "30 1 1 60 40 7 3 4 10 12\n7 60 40 60 40 30 1 1 1 1\n"
+
+
+@pytest.mark.parametrize(("first_pixel", "lines"), LOCALIZED.items())
+def test_localisation_has_a_line_of_whole_pixels_an_image(tmp_path, first_pixel: int, lines: str) -> None:
     guesses = [
         (np.array([1, 0]), np.array([[0, 0, 60, 40], [2.4, 2.6, 9.8, 12.3]], np.float32)),
         (np.array([0, 1]), np.array([[60, 40, 60, 40], [0, 0, 0, 0.3]], np.float32)),  # thinner than a pixel
     ]
     file = write_imagenet_loc(guesses, tmp_path, class_numbers=(7, 30), split="test", first_pixel=first_pixel)
     assert file == tmp_path / "clsloc_test.txt"
-    assert file.read_text() == "".join(f"{line}\n" for line in lines)
+    assert file.read_text() == lines
 
 
 @pytest.mark.parametrize("kinds", [["bbox"], ["bbox", "segm"]])
-def test_coco_reads_what_was_written(kinds: list[str], records: list[Record], tmp_path: Path) -> None:
+def test_coco_reads_what_was_written(kinds: list[str], records: list[Record], tmp_path) -> None:
     whole = encode(np.ones((40, 60), np.bool_))
     masked = [replace(r, masks=(whole,) * len(r.boxes), gt_masks=()) for r in records]
     files = write_coco(masked if "segm" in kinds else records, (3, 5), tmp_path, split="test-dev2017")
@@ -83,7 +77,7 @@ def test_coco_reads_what_was_written(kinds: list[str], records: list[Record], tm
         assert all("bbox" not in entry for entry in json.loads(file.read_text()))
 
 
-def test_coco_gets_keypoints_without_boxes_as_numbers_of_pixels(records: list[Record], tmp_path: Path) -> None:
+def test_coco_gets_keypoints_without_boxes_as_numbers_of_pixels(records: list[Record], tmp_path) -> None:
     points = np.array([[[10.5, 20.25, 0.75]], [[3.5, 4.5, 0.5]]], np.float32)
     files = write_coco([replace(records[0], keypoints=points)], (17, 18), tmp_path, split="test-dev2017")
     assert [file.parent.name for file in files] == ["bbox", "keypoints"]

@@ -1,7 +1,5 @@
 """Images of any size and number meet a graph of one size and batch, and what it finds is matched with PyTorch's."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -29,15 +27,13 @@ def batch(*sizes: tuple[int, int], value: int = 9) -> ImageBatch:
     return ImageBatch.from_images([torch.full((3, *size), value, dtype=torch.uint8) for size in sizes])
 
 
-def test_boxes_are_in_pixels_of_the_images_whatever_the_frame() -> None:
+def test_boxes_are_in_pixels_of_the_images_whatever_the_frame_and_calls_are_filled_up() -> None:
     graph = Whole()
     found = Framed(graph, size=(40, 60), batch=2)(batch((40, 60), (31, 17), (80, 60), (7, 120)))
     assert [image.boxes[0].tolist()[2:] for image in found] == [[60, 40], [17, 31], [60, 80], [120, 7]]
     assert [pixels.shape for pixels, _ in graph.calls] == [(2, 3, 40, 60)] * 2
     assert graph.calls[1][1].tolist() == [[40, 30], [3, 60]]
-
-
-def test_a_call_is_filled_up_with_blank_images_and_may_find_nothing() -> None:
+    # With blank images, in which it finds nothing
     graph = Whole()
     assert len(Framed(graph, size=(40, 60), batch=3)(batch((40, 60)))) == 1
     assert not graph.calls[0][0][1:].any()
@@ -46,7 +42,7 @@ def test_a_call_is_filled_up_with_blank_images_and_may_find_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["model.pt2", "model.onnx", "model.xml"])
-def test_a_damaged_file_is_refused_by_name_and_a_run_directory_is_no_export(name: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_by_name_and_a_run_directory_is_no_export(name: str, tmp_path) -> None:
     (tmp_path / "checkpoints").mkdir()
     assert find_export(tmp_path) is None
     with pytest.raises(ValueError, match="no exported model"):
@@ -59,9 +55,9 @@ def test_a_damaged_file_is_refused_by_name_and_a_run_directory_is_no_export(name
 
 def detections(*rows: tuple[float, float, int]) -> Detections:
     """Squares of side 10: (x, score, label)."""
-    boxes = torch.tensor([[x, 0, x + 10, 10] for x, _, _ in rows], dtype=torch.float32).reshape(-1, 4)
-    scores, labels = torch.tensor([score for _, score, _ in rows]), torch.tensor([label for _, _, label in rows])
-    return Detections(boxes=boxes, scores=scores, labels=labels.long())
+    boxes = torch.tensor([[x, 0, x + 10, 10] for x, _, _ in rows]).float().reshape(-1, 4)
+    scores, labels = (torch.tensor([row[place] for row in rows]) for place in (1, 2))
+    return Detections(boxes, scores, labels.long())
 
 
 def test_pairs_are_of_one_class_and_overlap_whatever_their_order() -> None:

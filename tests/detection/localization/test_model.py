@@ -27,8 +27,6 @@ class TinyTail(Tail):
 
 
 class TinyBackbone(Backbone):
-    """One strided convolution."""
-
     def __init__(self) -> None:
         stats = InputStats(mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 5.0), channel_order="rgb")
         super().__init__({"c5": FeatureSpec(4, STRIDE)}, stats)
@@ -50,9 +48,8 @@ def make_rpn(*, samples: int = 8, **options: Any) -> ClassRPN:
     parts: Any = {"matcher": Matcher(0.7, 0.3, match_best=True), "sampler": BalancedSampler(samples, 0.5)}
     keep = ProposalFilter(pre_nms=100, post_nms=6, nms_iou=0.7, min_size=2.0)
     anchors = AnchorGenerator(STRIDE, sizes=[16.0, 32.0], ratios=[1.0])
-    return ClassRPN(
-        TinyBackbone(), anchors, num_classes=K, channels=8, keep=keep, allow_outside=True, **parts, **options
-    )
+    parts |= {"num_classes": K, "channels": 8, "keep": keep, "allow_outside": True}
+    return ClassRPN(TinyBackbone(), anchors, **parts, **options)
 
 
 def make_images(count: int = 2) -> ImageBatch:
@@ -91,16 +88,13 @@ class TestClassLayers:
         for asked in ([2], [4, 0], [3, 1, 2], []):
             classes = torch.tensor(asked, dtype=torch.int64)
             torch.testing.assert_close(layers(cells, classes), tuple(part[:, classes] for part in whole))
-        for rows, labels in (
-            (torch.tensor([17, 0, 4, 4, 9, 12]), torch.tensor([0, 4, 2, 3, 3, 1])),
-            (torch.zeros(0).long(),) * 2,
-        ):
+        none = torch.zeros(0, dtype=torch.int64)
+        for rows, labels in ((torch.tensor([17, 0, 4, 4, 9, 12]), torch.tensor([0, 4, 2, 3, 3, 1])), (none, none)):
             torch.testing.assert_close(layers.logits_at(cells[rows // 3], rows % 3), logits[rows])
             torch.testing.assert_close(layers.deltas_at(cells[rows // 3], rows % 3, labels), deltas[rows, labels])
-
-    def test_scores_begin_at_one_over_two_k(self) -> None:
-        logits, _ = ClassLayers(8, num_anchors=3, num_classes=K)(torch.zeros(1, 8), torch.arange(K))
-        torch.testing.assert_close(logits.sigmoid(), torch.full((3, K), 1 / (2 * K)))
+        # Scores begin at 1 / 2K.
+        first, _ = ClassLayers(8, num_anchors=3, num_classes=K)(torch.zeros(1, 8), torch.arange(K))
+        torch.testing.assert_close(first.sigmoid(), torch.full((3, K), 1 / (2 * K)))
 
 
 class TestRPNLosses:
@@ -117,9 +111,7 @@ class TestRPNLosses:
         assert losses["rpn_class"].item() == pytest.approx(cost(None), rel=1e-5)
         assert losses["rpn_box"].item() == 0
 
-    def test_all_classes_learn_but_boxes_of_the_object_s_own_and_the_whole_output_is_never_made(
-        self, make_target, monkeypatch
-    ) -> None:
+    def test_all_classes_learn_but_boxes_of_the_own_and_nothing_whole_is_made(self, make_target, monkeypatch) -> None:
         monkeypatch.delattr(ClassLayers, "forward")
         rpn, targets = make_rpn(), Targets.pad([make_target([[16, 16, 48, 48]], [2])])
         losses = rpn(make_images(1), targets)
@@ -156,7 +148,7 @@ class TestPropose:
         spread(rpn.layers.classes)
         return rpn
 
-    def test_each_class_has_its_own_best_boxes(self, rpn) -> None:
+    def test_each_class_has_its_own_best_boxes_in_the_image_and_not_in_its_padding(self, rpn) -> None:
         images, classes = make_images(2), torch.tensor([4, 1])
         hidden = rpn.hidden(images)
         both = rpn.propose(hidden, images.sizes, [classes, classes[1:]])
@@ -169,8 +161,6 @@ class TestPropose:
         assert (alone[0].scores.diff() <= 0).all()
         none = rpn.propose(hidden, images.sizes, [classes[:0]] * 2)
         assert [image.boxes.shape for image in none] == [(0, 4)] * 2
-
-    def test_boxes_lie_in_the_image_and_not_in_its_padding(self, rpn) -> None:
         images = ImageBatch.from_images([torch.zeros(3, 32, 48, dtype=torch.uint8), make_images(1).pixels[0]])
         found = rpn.propose(rpn.hidden(images), images.sizes, [torch.tensor([0])] * 2)
         for image, (height, width) in zip(found, images.size_list(), strict=True):

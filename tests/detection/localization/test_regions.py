@@ -34,22 +34,20 @@ def test_each_image_has_one_class(make_index) -> None:
             image_labels(make_index([[dog], objects]))
 
 
-class TestWarp:
-    def test_whole_pixels_are_copied_and_enlarging_is_that_of_opencv(self) -> None:
-        image = noise(60, 80)
-        (warped,) = warp(image, torch.tensor([[20.0, 8.0, 52.0, 40.0]]), SIDE)
-        assert torch.equal(warped, image[:, 8:40, 20:52])
-        (warped,) = warp(image, torch.tensor([[0.0, 0.0, 80.0, 60.0]]), 120)
-        expected = cv2.resize(image.permute(1, 2, 0).numpy(), (120, 120), interpolation=cv2.INTER_LINEAR)
-        found = warped.permute(1, 2, 0).numpy().astype(int)
-        assert np.abs(found - expected).max() <= 1  # OpenCV has fixed-point weights
-        assert warp(image, torch.zeros(0, 4), SIDE).shape == (0, 3, SIDE, SIDE)
-
-    def test_fractions_of_pixels(self) -> None:
-        ramp = torch.arange(80, dtype=torch.uint8).expand(3, 60, 80)
-        (warped,) = warp(ramp, torch.tensor([[10.5, 0.0, 74.5, 60.0]]), SIDE)
-        # Pixel u is centred at 10.5 + 2 (u + 1/2) of the image, whose own pixel v is centred at v + 1/2.
-        assert torch.equal(warped[0, 0].float(), 10.5 + 2 * (torch.arange(SIDE) + 0.5) - 0.5)
+def test_warping_copies_whole_pixels_and_enlarges_as_opencv() -> None:
+    image = noise(60, 80)
+    (warped,) = warp(image, torch.tensor([[20.0, 8.0, 52.0, 40.0]]), SIDE)
+    assert torch.equal(warped, image[:, 8:40, 20:52])
+    (warped,) = warp(image, torch.tensor([[0.0, 0.0, 80.0, 60.0]]), 120)
+    expected = cv2.resize(image.permute(1, 2, 0).numpy(), (120, 120), interpolation=cv2.INTER_LINEAR)
+    found = warped.permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(found - expected).max() <= 1  # OpenCV has fixed-point weights
+    assert warp(image, torch.zeros(0, 4), SIDE).shape == (0, 3, SIDE, SIDE)
+    # Fractions of pixels
+    ramp = torch.arange(80, dtype=torch.uint8).expand(3, 60, 80)
+    (warped,) = warp(ramp, torch.tensor([[10.5, 0.0, 74.5, 60.0]]), SIDE)
+    # Pixel u is centred at 10.5 + 2 (u + 1/2) of the image, whose own pixel v is centred at v + 1/2.
+    assert torch.equal(warped[0, 0].float(), 10.5 + 2 * (torch.arange(SIDE) + 0.5) - 0.5)
 
 
 def test_a_box_comes_back_from_its_region() -> None:

@@ -55,11 +55,9 @@ def write_image(root: Path, stem: str, pixels: Any, objects: Sequence[tuple[str,
         (root / part).mkdir(exist_ok=True)
     Image.fromarray(pixels).save(root / "JPEGImages" / f"{stem}.png")
     height, width, _ = pixels.shape
-    size, boxes = (
-        f"<size><height>{height}</height><width>{width}</width></size>",
-        [OBJECT.format(*own) for own in objects],
-    )
-    (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{size}{''.join(boxes)}</annotation>")
+    size = f"<size><height>{height}</height><width>{width}</width></size>"
+    boxes = "".join(OBJECT.format(*own) for own in objects)
+    (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{size}{boxes}</annotation>")
 
 
 def write_card(folder: Path, splits: Any = (), classes: Sequence[str] = tuple(COLOURS), **keys: Any) -> None:
@@ -81,25 +79,16 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(root, tmp_path) -> Path:
-    """The data to change."""
     folder = Path(shutil.copytree(root, tmp_path / "root"))
     write_card(folder)
     return folder
 
 
 def make_config(root: Path, test: str = "val", **changes: Any) -> LocalizationConfig:
-    settings: Any = {
-        "crop": SIDE,
-        "crop_shorter_side": SIDE,
-        "scales": (SIDE, 80),
-        "proposals": 4,
-        "rcnn_iterations": 2,
-    }
-    augment = (
-        {"SmallestMaxSize": {"max_size": [SIDE, SIDE + 4]}},
-        {"RandomCrop": {"height": SIDE, "width": SIDE}},
-        {"HorizontalFlip": {"p": 0.5}},
-    )
+    settings: Any = {"crop": SIDE, "crop_shorter_side": SIDE, "scales": (SIDE, 80)}
+    settings |= {"proposals": 4, "rcnn_iterations": 2}
+    grown: Any = {"SmallestMaxSize": {"max_size": [SIDE, SIDE + 4]}}
+    augment = (grown, {"RandomCrop": {"height": SIDE, "width": SIDE}}, {"HorizontalFlip": {"p": 0.5}})
     sets: Any = {"train": (f"{root}/squares.yaml:train",), "test": (f"{root}/squares.yaml:{test}",), "root": str(root)}
     sizes: Any = {"shorter_side": SIDE, "longer_side": SIDE, "group_by_aspect": False, "workers": 0}
     return LocalizationConfig(
@@ -133,7 +122,6 @@ def run(config: LocalizationConfig, output: Path) -> tuple[dict[str, Any], list[
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory) -> Path:
-    """The directory of a run that nothing interrupted."""
     run(config, output := tmp_path_factory.mktemp("runs") / "finished")
     return output
 
@@ -196,9 +184,7 @@ class TestWholeRun:
             again, expected = load_file(tmp_path / name), load_file(finished / name)
             assert not [key for key, tensor in expected.items() if not torch.equal(again[key], tensor)]
 
-    def test_classifier_of_a_run_counts_as_its_weights_and_none_leaves_rows_empty(
-        self, config, finished, unjudged, tmp_path
-    ) -> None:
+    def test_a_run_counts_as_its_weights_and_none_leaves_rows_empty(self, config, finished, unjudged, tmp_path) -> None:
         described, expected = ClassificationConfig(backbone=config.backbone), rows_of(run(config, finished)[0])
         classifier: Any = build_classifier(described, len(COLOURS))
         classifier.network.load_torchvision(torch.load(str(config.localization.classifier), weights_only=True))
@@ -240,9 +226,7 @@ class TestWithoutGroundTruth:
     @pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
     def test_file(self, trained, bare, copy, tmp_path, request, monkeypatch) -> None:
         # Two steps make no R-CNN; this one leaves the RPN's boxes, which are right if it is trained, in their order.
-        monkeypatch.setattr(
-            RegionClassifier, "predict", lambda _, warped, boxes, labels: (torch.ones(len(boxes)), boxes)
-        )
+        monkeypatch.setattr(RegionClassifier, "predict", lambda _, __, boxes, labels: (torch.ones(len(boxes)), boxes))
         output = request.getfixturevalue("unjudged") if trained else tmp_path / "run"
         if not trained:
             (copy / "ImageSets" / "train.txt").write_text("train0\ntrain1\ntrain2\n")
@@ -335,12 +319,11 @@ def test_mistakes_are_named_before_any_time_is_lost(config, copy, tmp_path) -> N
     refused(make_config(copy), tmp_path, "no image of .*squares.yaml:val has an object")
     write_image(copy, "train3", np.zeros((SIDE, SIDE, 3), np.uint8), [(name, 1, 1, 9, 9) for name in ("red", "blue")])
     refused(make_config(copy), tmp_path, r"train3\.png has objects of the classes blue, red")
-    values: list[tuple[dict[str, Any], str]] = [
-        ({"crop": 300}, r"crop_shorter_side 256 must be at least the crop's side 300"),
-        ({"scales": ()}, r"scales\n.*at least 1"),
-        ({"scales": (256, 224)}, r"scales takes one or more rising"),
-        ({"proposals": 0}, r"proposals\n.*greater than or equal to 1"),
-    ]
-    for options, match in values:
+    for name, value, match in (
+        ("crop", 300, r"crop_shorter_side 256 must be at least the crop's side 300"),
+        ("scales", (), r"scales\n.*at least 1"),
+        ("scales", (256, 224), r"scales takes one or more rising"),
+        ("proposals", 0, r"proposals\n.*greater than or equal to 1"),
+    ):
         with pytest.raises(ValueError, match=match):
-            LocalizerConfig(**options)
+            replace(LocalizerConfig(), **{name: value})

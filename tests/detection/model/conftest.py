@@ -1,13 +1,15 @@
-"""Objects with masks and samples of regions, which the tests of later stages share."""
+"""Objects with masks, and losses of regions and detections, which the tests of later stages share."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from detection.model.box_stage import RegionSample
 from detection.model.select import gather_rows
-from detection.padded import Targets
+from detection.padded import Found, Targets
 from detection.structures import Target
 
 
@@ -27,22 +29,31 @@ def make_masked(make_target: Callable[..., Target]) -> Callable[..., Target]:
 
 
 @pytest.fixture(scope="session")
-def make_sample() -> Callable[..., RegionSample]:
-    """Of each image: positive regions with the rows of their objects, one region of the background, then padding."""
+def losses_of() -> Callable[..., dict[str, Tensor]]:
+    """A stage's losses of each image's positive regions with the rows of their objects; one of the background follows
+    them, whose label is no class, then padding.
+    """
 
-    def make(
-        targets: Targets,
-        boxes: Sequence[Sequence[Sequence[float]]],
-        objects: Sequence[Sequence[int]],
-        *,
-        background: int,
-    ) -> RegionSample:
-        most, counts = max(map(len, objects)) + 2, torch.tensor([[len(own)] for own in objects])
+    def losses(stage: Any, feature: Tensor, images: Sequence[Target], boxes: Any, objects: Any, *seeds: Tensor) -> Any:
+        targets, most = Targets.pad(images), max(map(len, objects)) + 2
+        counts = torch.tensor([[len(own)] for own in objects])
         rows = torch.tensor([[*own, *[0] * (most - len(own))] for own in objects])
         regions = [[*own, (0, 0, 9, 9), *[(0, 0, 0, 0)] * (most - 1 - len(own))] for own in boxes]
         positive, valid = torch.arange(most) < counts, torch.arange(most) <= counts
-        labels = torch.where(positive, targets.labels.gather(1, rows), background)
-        filled = torch.tensor(regions, dtype=torch.float32)
-        return RegionSample(filled, labels, rows, gather_rows(targets.boxes, rows), positive, valid)
+        labels, filled = torch.where(positive, targets.labels.gather(1, rows), 99), torch.tensor(regions).float()
+        sample = RegionSample(filled, labels, rows, gather_rows(targets.boxes, rows), positive, valid)
+        return stage.losses([feature], sample, targets, *seeds)
+
+    return losses
+
+
+@pytest.fixture(scope="session")
+def make_found() -> Callable[..., Found]:
+    """Detections (N, D), of which those with the label -1 are padding, with the score 0."""
+
+    def make(boxes: Any, labels: Any) -> Found:
+        rows, valid = torch.tensor(labels, dtype=torch.int64), torch.tensor(labels) >= 0
+        shaped = torch.tensor(boxes, dtype=torch.float32).view(*rows.shape, 4)
+        return Found(shaped, valid, valid.float(), rows.clamp(min=0))
 
     return make

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
 from torchvision.models.detection.image_list import ImageList
 
 from detection.model.anchors import AnchorGenerator, deal
 from detection.model.rpn import RPNHead
-
-
-def centers(boxes: Tensor) -> Tensor:
-    return (boxes[:, :2] + boxes[:, 2:]) / 2
 
 
 def test_cell_anchors_by_hand() -> None:
@@ -53,7 +49,8 @@ def test_head_and_anchors_agree_on_their_order() -> None:
     head.objectness.weight.data[:, 0] = head.deltas.weight.data[0::4, 0] = head.deltas.weight.data[1::4, 1] = 1
     y, x = torch.meshgrid(torch.arange(4.0), torch.arange(5.0), indexing="ij")
     logits, deltas = head(torch.stack([x, y])[None])
-    expected = centers(anchors(4, 5)) / 16 - 0.5  # (R, 2) the column and the row of an anchor's cell
+    boxes = anchors(4, 5)
+    expected = (boxes[:, :2] + boxes[:, 2:]) / 2 / 16 - 0.5  # (R, 2) the column and the row of an anchor's cell
     torch.testing.assert_close(logits[0], expected[:, 0])
     torch.testing.assert_close(deltas[0, :, :2], expected)
 
@@ -65,11 +62,9 @@ def test_rounded_anchors_are_torchvisions_on_every_level(size) -> None:
     theirs = TorchvisionAnchors(tuple((8.0 * stride,) for stride in strides), (ratios,) * 5)
     images = ImageList(torch.zeros(1, 3, *size), [size])
     (wanted,) = theirs(images, [torch.zeros(1, 1, *shape) for shape in shapes])
-    ours = [
-        AnchorGenerator(stride, sizes=[8.0 * stride], ratios=ratios, offset=0.0, rounded=True)(*shape, size)
-        for stride, shape in zip(strides, shapes, strict=True)
-    ]
-    torch.testing.assert_close(torch.cat(ours), wanted)
+    ours = [AnchorGenerator(s, sizes=[8.0 * s], ratios=ratios, offset=0.0, rounded=True) for s in strides]
+    found = [level(*shape, size) for level, shape in zip(ours, shapes, strict=True)]
+    torch.testing.assert_close(torch.cat(found), wanted)
 
 
 def test_sizes_are_dealt_out_evenly_from_the_finest_level_on() -> None:

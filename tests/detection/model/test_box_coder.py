@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 
 from detection.model.box_coder import MAX_LOG_SCALE, BoxCoder
@@ -10,29 +9,18 @@ from detection.model.losses import smooth_l1
 from detection.model.precision import at_least_single
 
 
-def random_boxes(count: int, seed: int) -> Tensor:
-    corners = torch.rand(count, 2, 2, generator=torch.Generator().manual_seed(seed)) * 100
-    return torch.cat([corners.amin(dim=1), corners.amax(dim=1) + 1], dim=1)
-
-
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
-def test_agrees_with_torchvision_and_decoding_inverts_encoding(weights) -> None:
-    boxes, anchors, ours, theirs = (
-        random_boxes(50, 0),
-        random_boxes(50, 1),
-        BoxCoder(weights),
-        TorchvisionBoxCoder(weights),
-    )
+def test_agrees_with_torchvision_and_decoding_inverts_encoding(weights, random_boxes) -> None:
+    boxes, anchors = random_boxes(50), random_boxes(50, seed=1)
+    ours, theirs = BoxCoder(weights), TorchvisionBoxCoder(weights)
     deltas = ours.encode(boxes, anchors)
     torch.testing.assert_close(deltas, theirs.encode_single(boxes, anchors))
     torch.testing.assert_close(ours.decode(deltas, anchors), theirs.decode_single(deltas, anchors))
     torch.testing.assert_close(ours.decode(deltas, anchors), boxes)
     # One anchor decodes to one box per class.
-    torch.testing.assert_close(
-        ours.decode(torch.zeros(50, 20, 4), anchors[:, None]), anchors[:, None].expand(50, 20, 4)
-    )
-    assert ours.decode(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0, 4)
-    assert ours.encode(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0, 4)
+    of_classes, none = anchors[:, None].expand(50, 20, 4), torch.zeros(0, 4)
+    torch.testing.assert_close(ours.decode(torch.zeros(50, 20, 4), anchors[:, None]), of_classes)
+    assert ours.decode(none, none).shape == ours.encode(none, none).shape == (0, 4)
 
 
 def test_by_hand() -> None:

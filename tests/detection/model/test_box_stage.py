@@ -1,4 +1,4 @@
-"""Mirrors detection/model/box_stage.py and cascade.py."""
+"""Mirrors detection/model/box_stage.py, box_heads.py and cascade.py."""
 
 import math
 from typing import Any
@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
+from backbones.norm import make_norm
 from detection.model.box_coder import BoxCoder
+from detection.model.box_heads import PART, FCHead
 from detection.model.box_stage import BoxPredictor, BoxStage, RegionSample
 from detection.model.cascade import CascadeBoxStage
 from detection.model.matcher import Matcher
@@ -24,8 +27,6 @@ FIELDS = ("boxes", "labels", "objects", "goals", "positive", "valid")
 
 
 class MeanHead(nn.Module):
-    """The mean of a region over its cells: two channels in and out."""
-
     out_channels = 2
 
     def forward(self, regions: Tensor) -> Tensor:
@@ -42,11 +43,9 @@ def fixed(deltas: Any = ((0.0,) * 4,) * 3, probabilities: Any = (0.1, 0.2, 0.3, 
     return predictor
 
 
-def make_stage(
-    predictor: BoxPredictor, *, positive_iou: float = 0.5, negative_iou_low: float = 0.0, **options: Any
-) -> BoxStage:
+def make_stage(predictor: BoxPredictor, *, positive_iou: float = 0.5, low: float = 0.0, **options: Any) -> BoxStage:
     parts: dict[str, Any] = {"sampler": BalancedSampler(64, 0.25), "coder": BoxCoder((10.0, 10.0, 5.0, 5.0)), **options}
-    matcher = Matcher(positive_iou, positive_iou, negative_iou_low=negative_iou_low)
+    matcher = Matcher(positive_iou, positive_iou, negative_iou_low=low)
     return BoxStage(RegionPooler([16], 2), MeanHead(), predictor, matcher=matcher, **parts)
 
 
@@ -68,7 +67,6 @@ def random_proposals(count: int, seed: int) -> Proposals:
 
 
 def learn(stage: BoxStage, features, proposals, targets, sizes: Any = SIZES) -> tuple[dict[str, Tensor], RegionSample]:
-    """The losses of regions drawn from proposals and ground truth, and these regions."""
     given, seeds = (Regions.pad(proposals), Targets.pad(targets)), torch.arange(len(targets))
     (output,) = stage.outputs(features, *given, torch.tensor(sizes), seeds)
     return stage.losses(output), output.sample
@@ -104,7 +102,7 @@ def test_regions_and_the_class_loss_by_hand(
     proposals, objects, low, regions, chances, moved, make_target, make_proposals
 ) -> None:
     boxes, labels, ignore = zip(*objects, strict=True) if objects else ((), (), ())
-    stage = make_stage(fixed(), negative_iou_low=low)
+    stage = make_stage(fixed(), low=low)
     losses, sample = learn(stage, ones(), [make_proposals(*proposals)], [make_target(boxes, labels, ignore)])
     assert {tuple(box) for box in sample.boxes[sample.valid].tolist()} == regions
     assert list(losses) == ["box_class", "box_regression"]
@@ -114,19 +112,15 @@ def test_regions_and_the_class_loss_by_hand(
 
 class TestLosses:
     # Only class 1 may count; its deltas are right for NEAR (one tenth of its width, times 10) and 1 off for OBJECT.
-    @pytest.mark.parametrize(
-        ("options", "expected"),
-        [({}, 0.5 / 3), ({"smooth_l1_beta": 0.5, "box_loss_weight": 4.0}, 4 * (1 - 0.25) / 3)],
-    )
-    def test_box_loss_by_hand(self, options, expected, make_target, make_proposals) -> None:
-        stage = make_stage(fixed([[1000.0] * 4, [1.0, 0, 0, 0], [1000.0] * 4]), **options)
-        losses, _ = learn(stage, ones(), [make_proposals(NEAR, FAR)], [make_target([OBJECT], [1])])
-        assert losses["box_regression"].item() == pytest.approx(expected, rel=1e-5)
+    def test_box_loss_by_hand(self, make_target, make_proposals) -> None:
+        other: Any = {"smooth_l1_beta": 0.5, "box_loss_weight": 4.0}
+        for options, expected in (({}, 0.5 / 3), (other, 4 * (1 - 0.25) / 3)):
+            stage = make_stage(fixed([[1000.0] * 4, [1.0, 0, 0, 0], [1000.0] * 4]), **options)
+            losses, _ = learn(stage, ones(), [make_proposals(NEAR, FAR)], [make_target([OBJECT], [1])])
+            assert losses["box_regression"].item() == pytest.approx(expected, rel=1e-5)
 
     @pytest.mark.parametrize("giou", [False, True])
-    def test_images_of_a_batch_give_the_weighted_mean_of_their_own_losses(
-        self, giou, make_target, make_proposals
-    ) -> None:
+    def test_a_batch_gives_the_weighted_mean_of_its_images_own_losses(self, giou, make_target, make_proposals) -> None:
         features, sizes = torch.rand(3, 2, 8, 8), [(100, 100), (90, 95), (95, 90)]
         stage = make_stage(random_predictor(), sampler=BalancedSampler(1000, 1.0), use_giou=giou)  # draws all
         proposals = [random_proposals(20, 0), random_proposals(3, 1), make_proposals(NEAR, FAR)]
@@ -152,9 +146,8 @@ class TestLosses:
         assert not grads[0][1].any()  # the second image has no region
         losses, _ = learn(stage, ones(), [make_proposals()], [make_target()])
         assert [loss.item() for loss in losses.values()] == [0, 0]
-        assert not any(
-            grad.any() for grad in torch.autograd.grad(sum(losses.values(), torch.zeros(())), [*predictor.parameters()])
-        )
+        none = torch.autograd.grad(sum(losses.values(), torch.zeros(())), [*predictor.parameters()])
+        assert not any(grad.any() for grad in none)
 
 
 class TestDrawing:
@@ -189,9 +182,8 @@ class TestDrawing:
         assert (sample.positive.tolist(), sample.valid.all()) == ([[True, True, True, False]], True)
         assert sample.labels[0, 3] == 3
         assert torch.equal(sample.goals[0, :3], target.boxes[sample.objects[0, :3]])
-        for box, label, row in zip(
-            *(x[0, :3].tolist() for x in (sample.boxes, sample.labels, sample.objects)), strict=True
-        ):
+        fields = (part[0, :3].tolist() for part in (sample.boxes, sample.labels, sample.objects))
+        for box, label, row in zip(*fields, strict=True):
             assert (row, label) == ((0, 2) if tuple(box) == FAR else (1, 1))
         assert torch.equal(sample.first(2).goals, sample.goals[:, :2])
 
@@ -203,22 +195,19 @@ class TestDrawing:
         assert sample.labels.tolist() == [[1, 3, 3, 3]]
 
 
-class TestContext:
-    FEATURES = (torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)),)
-    SIZES = ((100, 90), (60, 120))
+@pytest.mark.parametrize("images", [[0, 0, 1], [1, 1], [0], []])
+def test_context_is_the_whole_image_pooled_as_a_region_beside_each_region(images) -> None:
+    feature, sizes = torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)), ((100, 90), (60, 120))
 
-    def vectors(self, boxes: list[Any], images: list[int], *, context: bool) -> Tensor:
-        stage = make_stage(BoxPredictor(4, num_classes=3), context=context)
-        rows = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-        return stage.vectors(self.FEATURES, rows, torch.tensor(images, dtype=torch.int64), torch.tensor(self.SIZES))
+    def vectors(boxes: list[Any], images: list[int], *, context: bool) -> Tensor:
+        stage, rows = make_stage(BoxPredictor(4, num_classes=3), context=context), torch.tensor(boxes).float()
+        return stage.vectors([feature], rows.reshape(-1, 4), torch.tensor(images).long(), torch.tensor(sizes))
 
-    @pytest.mark.parametrize("images", [[0, 0, 1], [1, 1], [0], []])
-    def test_is_the_whole_image_pooled_as_a_region_beside_each_region(self, images) -> None:
-        boxes = [NEAR, FAR, (20.0, 5, 110, 50)][: len(images)]
-        found, plain = (self.vectors(boxes, images, context=context) for context in (True, False))
-        contexts = self.vectors([(0, 0, width, height) for height, width in self.SIZES], [0, 1], context=False)
-        torch.testing.assert_close(found, torch.cat([plain, contexts[images]], dim=1))
-        assert not torch.allclose(contexts[0], contexts[1])
+    boxes = [NEAR, FAR, (20.0, 5, 110, 50)][: len(images)]
+    found, plain = (vectors(boxes, images, context=context) for context in (True, False))
+    contexts = vectors([(0, 0, width, height) for height, width in sizes], [0, 1], context=False)
+    torch.testing.assert_close(found, torch.cat([plain, contexts[images]], dim=1))
+    assert not torch.allclose(contexts[0], contexts[1])
 
 
 def test_predictor() -> None:
@@ -233,6 +222,29 @@ def test_predictor() -> None:
         logits, deltas = predictor(torch.zeros(5, 512))
     assert (logits.shape, logits.dtype) == ((5, 21), torch.float32)
     torch.testing.assert_close(deltas, torch.arange(80.0).reshape(1, 20, 4).expand(5, 20, 4))
+
+
+def test_a_head_is_torchvisions_two_layers_also_by_parts() -> None:
+    torch.manual_seed(0)
+    ours, theirs = FCHead(4, 3, channels=8), TwoMLPHead(4 * 3 * 3, 8)
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    regions = torch.randn(2 * PART + 3, 4, 3, 3)
+    with torch.no_grad():  # regions of channels last are taken by parts
+        for given in (regions, regions.to(memory_format=torch.channels_last)):
+            torch.testing.assert_close(ours(given), theirs(regions))
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("bn", nn.BatchNorm2d), ("gn", nn.GroupNorm), (None, nn.Identity)])
+def test_convolutions_come_first_and_keep_the_size(norm, kind) -> None:
+    head = FCHead(4, 3, convs=2, conv_channels=6, fcs=1, channels=8, norm=norm and make_norm(norm, 1e-5))
+    modules: Any = list(head.modules())
+    assert head.convs(torch.rand(5, 4, 3, 3)).shape == (5, 6, 3, 3)
+    assert (head(torch.rand(5, 4, 3, 3)).shape, head(torch.zeros(0, 4, 3, 3)).shape) == ((5, 8), (0, 8))
+    assert head.out_channels == 8
+    assert [layer.in_features for layer in modules if isinstance(layer, nn.Linear)] == [54]
+    # A norm takes the bias of its convolution.
+    assert [layer.bias is None for layer in modules if isinstance(layer, nn.Conv2d)] == [norm is not None] * 2
+    assert sum(isinstance(layer, kind) for layer in modules) == (2 if norm else 0)
 
 
 # Cascades

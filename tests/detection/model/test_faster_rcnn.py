@@ -84,7 +84,6 @@ BATCHES = [
     ([IMAGE], [make_target([[48, 32, 80, 64], [0, 0, 80, 64]], [2, 0])]),  # on the far border
 ]
 every_kind = pytest.mark.parametrize("kind", KINDS)
-with_masks = pytest.mark.parametrize("kind", ["pyramid", "cascade", "tail"])
 
 
 def seeded(config: settings.DetectionConfig, fixed: Sequence[str] = ()) -> FasterRCNN:
@@ -110,14 +109,12 @@ def detect(detector: FasterRCNN, *images: Tensor) -> list[Any]:
 
 
 def check_losses(losses: dict[str, Tensor], detector: FasterRCNN, names: Sequence[str]) -> None:
-    """Finite scalars that give every trainable parameter a finite gradient."""
     assert list(losses) == names
     assert all(loss.shape == () and loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     trained = {name: parameter for name, parameter in detector.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(trained.values()), allow_unused=True)
-    assert [
-        name for name, grad in zip(trained, gradients, strict=True) if grad is None or not grad.isfinite().all()
-    ] == []
+    found = zip(trained, gradients, strict=True)
+    assert [name for name, grad in found if grad is None or not grad.isfinite().all()] == []
 
 
 def assert_same(found: Detections, expected: Detections) -> None:
@@ -140,17 +137,15 @@ def assert_same(found: Detections, expected: Detections) -> None:
     ],
 )
 def test_golden_losses(config, geometry, everything, expected) -> None:
-    second, targets = (
-        (IMAGE.flip(2), [TARGET] * 2) if config is PYRAMID else (IMAGE[:, :48, :64].flip(2), [TARGET, SECOND])
-    )
+    small = IMAGE[:, :48, :64]
+    second, other = (IMAGE, TARGET) if config is PYRAMID else (small, SECOND)
     config = replace(config, mask=replace(config.mask, geometry=geometry))
     if everything:
         rpn, box = (replace(section, samples_per_image=100_000) for section in (config.rpn, config.box))
         config = replace(config, rpn=rpn, box=box)
-    losses = seeded(config)(batch(IMAGE, second, seeds=[1, 2]), targets)
-    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(
-        dict(zip([*LOSSES, "mask"], expected, strict=False)), rel=1e-4
-    )
+    losses = seeded(config)(batch(IMAGE, second.flip(2), seeds=[1, 2]), [TARGET, other])
+    wanted = dict(zip([*LOSSES, "mask"], expected, strict=False))
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(wanted, rel=1e-4)
 
 
 @every_kind
@@ -187,11 +182,9 @@ def test_detections_lie_in_their_image_best_first(kind, dtype, monkeypatch) -> N
         if found.masks is not None:
             assert found.masks.shape == (len(found), *found.masks.shape[-1:] * 2)
             assert ((found.masks >= 0) & (found.masks <= 1)).all()
-    for part, name, value in (
-        (detector, "postprocess", Postprocessor(score_threshold=1.0)),
-        (detector.rpn.test_filter, "min_size", 1e6),
-    ):
-        monkeypatch.setattr(part, name, value)
+    nothing = (detector, "postprocess", Postprocessor(score_threshold=1.0))
+    for change in (nothing, (detector.rpn.test_filter, "min_size", 1e6)):
+        monkeypatch.setattr(*change)
         for found in detect(detector, IMAGE, IMAGE):
             assert (found.boxes.shape, found.scores.shape, found.labels.shape) == ((0, 4), (0,), (0,))
             assert found.masks is None or len(found.masks) == 0
@@ -256,7 +249,7 @@ AT_ONCE = (IMAGE, make_image(64, 80).flip(1), IMAGE.flip(2))
 OBJECTS = (TARGET, NOTHING, make_target([[4, 4, 30, 60]] * 9, [0] * 9, [False, True] + [False] * 7))
 
 
-@with_masks
+@pytest.mark.parametrize("kind", ["pyramid", "cascade", "tail"])
 def test_images_at_once_are_as_each_alone_on_both_paths(kind) -> None:
     """The largest ones: convolutions see zeros in the padding of others instead of their own border."""
     detector, losses = shared(kind), []
@@ -344,14 +337,11 @@ def test_fixed_parts_stay_bit_for_bit_while_the_others_learn(fixed) -> None:
     assert_same(*detect(detector, IMAGE), *detect(with_fixed(), IMAGE))
 
 
-def test_the_mask_stage_is_fixed_with_the_box_stage() -> None:
+def test_fixed_parts_take_the_mask_stage_along_and_have_filters_of_their_own(monkeypatch) -> None:
     for kind in ("pyramid", "tail"):
         detector = seeded(KINDS[kind], fixed=("box_stage",))
         check_losses(detector(batch(IMAGE), [TARGET]), detector, LOSSES[:2])
         assert not any(p.requires_grad for name, p in detector.named_parameters() if "mask_stage" in name)
-
-
-def test_training_and_a_fixed_rpn_have_filters_of_their_own(monkeypatch) -> None:
     # The regions of an image without objects are proposals.  A fixed RPN was trained before, and what it proposes is
     # what a test will get.
     for fixed, idle in (((), "test_filter"), (("rpn",), "train_filter")):
@@ -370,9 +360,8 @@ class TestGivenProposals:
             stage: Any = (detector := with_fixed(*fixed)).box_stage
             monkeypatch.setattr(stage, "draw", draw := Mock(wraps=stage.draw))
             assert list(detector(batch(IMAGE), [TARGET], self.GIVEN)) == wanted(*fixed)
-            assert [torch.equal(call.args[0].boxes[0], self.BOXES) for call in draw.call_args_list] == [True] * (
-                fixed != ("box_stage",)
-            )
+            drawn = [torch.equal(call.args[0].boxes[0], self.BOXES) for call in draw.call_args_list]
+            assert drawn == [True] * (fixed != ("box_stage",))
 
     @torch.no_grad()
     def test_are_what_is_scored(self) -> None:

@@ -31,11 +31,9 @@ def test_weights_are_those_of_rows_and_zero_leaves_a_row_out() -> None:
     assert not torch.autograd.grad(nothing, rows)[0].any()
 
 
-def test_giou_and_its_gradient_are_torchvisions() -> None:
-    generator = torch.Generator().manual_seed(0)
-    corners = 50 * torch.rand(2, 40, 2, generator=generator)
-    boxes, goals = torch.cat([corners, corners + 5 + 30 * torch.rand(2, 40, 2, generator=generator)], dim=2)
-    weight = torch.rand(40, generator=generator)
+def test_giou_and_its_gradient_are_torchvisions(random_boxes) -> None:
+    boxes, goals = random_boxes(2, 40)
+    weight = torch.rand(40, generator=torch.Generator().manual_seed(0))
     expected = (generalized_box_iou_loss(boxes.requires_grad_(), goals) * weight).sum()
     found = giou(boxes, goals, weight)
     torch.testing.assert_close(found, expected)

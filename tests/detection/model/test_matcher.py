@@ -18,16 +18,8 @@ POSITIVE, NEGATIVE, IGNORED = P, N, X = 1, 0, -1
 RPN = {"match_best": True}
 
 
-def random_boxes(count: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=generator) * 60
-    return torch.cat([corner, corner + 5 + torch.rand(count, 2, generator=generator) * 40], dim=1)
-
-
 class Labelled(NamedTuple):
-    """Matches as one of three states each."""
-
-    states: Tensor
+    states: Tensor  # each one of three
     indices: Tensor
 
 
@@ -54,6 +46,7 @@ HEIGHTS = cut(10, 7.5, 7.4, 5, 4.9, 2.5, 2.4, 0.1)
 CROWD = ([[0, 0, 100, 100], [200, 0, 210, 10]], [True, False])
 # inside, half inside, three quarters inside, outside, the other object itself
 AROUND = [[10.0, 10, 20, 20], [95, 0, 105, 10], [92.5, 0, 102.5, 10], [300, 300, 310, 310], [200, 0, 210, 10]]
+IN_CROWD = ([CROWD[0][0], AROUND[0]], [True, False])
 
 
 @pytest.mark.parametrize(
@@ -70,19 +63,14 @@ AROUND = [[10.0, 10, 20, 20], [95, 0, 105, 10], [92.5, 0, 102.5, 10], [300, 300,
         # Ignored objects are never matched, and boxes inside them are no negatives; a wanted one stays positive.
         (Matcher(0.7, 0.3, **RPN), cut(10, 9), ([TEN, *cut(9)], [True, False]), [P, P]),
         (Matcher(0.5, 0.5, ignore_overlap=0.75), AROUND, CROWD, [X, N, X, N, P]),
-        (
-            Matcher(0.5, 0.5),
-            [[10, 10, 20, 20], [10, 10, 20, 14]],
-            ([CROWD[0][0], [10, 10, 20, 20]], [True, False]),
-            [P, X],
-        ),
-        (Matcher(0.5, 0.3, **RPN), [[10, 10, 20, 14]], ([CROWD[0][0], [10, 10, 20, 20]], [True, False]), [P]),
+        (Matcher(0.5, 0.5), [AROUND[0], [10, 10, 20, 14]], IN_CROWD, [P, X]),
+        (Matcher(0.5, 0.3, **RPN), [[10, 10, 20, 14]], IN_CROWD, [P]),
         (Matcher(0.7, 0.3, **RPN), [TEN, FIFTY], ([TEN], [True]), [X, N]),
         (Matcher(0.7, 0.3), [TEN, FIFTY], ([TEN], [True]), [X, N]),
         # No objects, no boxes
-        (Matcher(0.7, 0.3, **RPN), random_boxes(5, 0), ([], []), [N] * 5),
-        (Matcher(0.7, 0.3), random_boxes(5, 0), ([], []), [N] * 5),
-        (Matcher(0.5, 0.5, negative_iou_low=0.1), random_boxes(5, 0), ([], []), [X] * 5),
+        (Matcher(0.7, 0.3, **RPN), AROUND, ([], []), [N] * 5),
+        (Matcher(0.7, 0.3), AROUND, ([], []), [N] * 5),
+        (Matcher(0.5, 0.5, negative_iou_low=0.1), AROUND, ([], []), [X] * 5),
         (Matcher(0.7, 0.3, **RPN), [], ([TEN], []), []),
         (Matcher(0.7, 0.3, **RPN), [], ([], []), []),
         # Boxes tie up to one ten-thousandth: of the height 100, a part in 20,000 less than 50, then one in 5,000.
@@ -107,7 +95,7 @@ def test_index_is_the_object_of_the_highest_iou_among_all_rows(make_target) -> N
 
 @pytest.mark.parametrize("match_best", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_agrees_with_torchvision(seed, match_best, make_target) -> None:
+def test_agrees_with_torchvision(seed, match_best, make_target, random_boxes) -> None:
     boxes, objects = random_boxes(300, seed=2 * seed), random_boxes(5, seed=2 * seed + 1)
     theirs = TorchvisionMatcher(0.7, 0.3, allow_low_quality_matches=match_best)(box_iou(objects, boxes))
     ours = match(Matcher(0.7, 0.3, match_best=match_best), boxes, make_target(objects.tolist()))
@@ -135,19 +123,15 @@ def test_an_object_inside_several_equal_anchors_takes_them_all(make_target) -> N
 def test_unusable_boxes_are_ignored_and_nobodys_best(make_target) -> None:
     boxes, targets = torch.tensor([[*cut(10, 4, 3), FAR]]), Targets.pad([make_target([TEN])])
     for match_best, second in ((True, P), (False, N)):
-        found = label(
-            Matcher(0.7, 0.5, match_best=match_best)(boxes, targets, torch.tensor([[False, True, True, False]]))
-        )
-        assert found.states.tolist() == [[X, second, N, X]]
+        matcher, usable = Matcher(0.7, 0.5, match_best=match_best), torch.tensor([[False, True, True, False]])
+        assert label(matcher(boxes, targets, usable)).states.tolist() == [[X, second, N, X]]
 
 
 @pytest.mark.parametrize("match_best", [False, True])
-def test_each_image_matches_its_own_objects_in_slices_too(match_best, monkeypatch, make_target) -> None:
-    targets = [
-        make_target(random_boxes(count, seed).tolist(), ignore=[row % 3 == 2 for row in range(count)])
-        for seed, count in enumerate((3, 0, 11, 1))
-    ]
-    boxes, padded = torch.stack([random_boxes(200, seed) for seed in range(10, 14)]), Targets.pad(targets)
+def test_each_image_matches_its_own_objects_in_slices_too(match_best, monkeypatch, make_target, random_boxes) -> None:
+    rows = [random_boxes(count, seed=seed).tolist() for seed, count in enumerate((3, 0, 11, 1))]
+    targets = [make_target(own, ignore=[row % 3 == 2 for row in range(len(own))]) for own in rows]
+    boxes, padded = random_boxes(4, 200, seed=10), Targets.pad(targets)
     usable = torch.arange(200).expand(4, -1) % torch.tensor([[2], [3], [5], [7]]) != 1
     matcher = Matcher(0.5, 0.3, match_best=match_best)
     whole = matches, shared = [label(matcher(rows, padded, usable)) for rows in (boxes, boxes[:1])]  # as anchors are

@@ -38,10 +38,8 @@ def make_model(**mnc: Any) -> MNC:
 
 @pytest.fixture
 def targets(make_masked) -> Targets:
-    size = (64, 96)
-    return Targets.pad(
-        [make_masked((8, 8, 40, 56), (50, 10, 90, 50), labels=[1, 2], size=size), make_masked(size=size)]
-    )
+    first = make_masked((8, 8, 40, 56), (50, 10, 90, 50), labels=[1, 2], size=(64, 96))
+    return Targets.pad([first, make_masked(size=(64, 96))])
 
 
 def regions(boxes: Tensor, valid: Any) -> Regions:

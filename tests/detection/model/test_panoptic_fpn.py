@@ -1,9 +1,10 @@
-"""Mirrors detection/model/panoptic_fpn.py and detection/build_panoptic.py: the network as its config builds it."""
+"""Mirrors detection/model/panoptic_fpn.py, panoptic_merge.py and detection/build_panoptic.py."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,9 @@ from detection.data.label_maps import LabelMaps
 from detection.data.packed_strings import PackedStrings
 from detection.engine.checkpoint import Checkpoint
 from detection.engine.transfer import load_initial_weights
+from detection.masks import encode
 from detection.model.panoptic_fpn import stuff_labels
+from detection.model.panoptic_merge import Merging
 from detection.model.semantic import pixel_loss
 from detection.padded import Targets
 from detection.structures import VOID, ImageBatch
@@ -33,7 +36,6 @@ SIZES = [(64, 96), (80, 64)]
 
 
 def build(config: settings.DetectionConfig = CONFIG) -> Any:
-    """A network of two things and the config's kinds of stuff."""
     torch.manual_seed(0)
     return build_detector(config, 2, pretrained=False)
 
@@ -45,7 +47,6 @@ def detector() -> Any:
 
 @pytest.fixture
 def batch(make_masked) -> tuple[ImageBatch, Targets]:
-    """Two images of different sizes with an object each."""
     generator, targets = torch.Generator().manual_seed(0), []
     images = [torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in SIZES]
     for number, size in enumerate(SIZES):
@@ -56,11 +57,21 @@ def batch(make_masked) -> tuple[ImageBatch, Targets]:
     return ImageBatch.from_images(images, seeds=(1, 2)), Targets.pad(targets)
 
 
-def test_labels_of_stuff_make_things_one_class_and_keep_void() -> None:
+def test_labels_of_stuff_make_things_one_class_and_are_those_of_the_data_set() -> None:
     labels = torch.tensor([0, 1, 2, 3, VOID], dtype=torch.uint8)
     assert stuff_labels(labels, 2).tolist() == [0, 0, 1, 2, VOID]
     assert stuff_labels(labels, 0).tolist() == [1, 2, 3, 4, VOID]
     assert stuff_labels(torch.tensor([132, 79], dtype=torch.uint8), 80).tolist() == [53, 0]
+    files, segments = PackedStrings.pack([""]), PackedStrings.pack(["[]"])
+    maps = LabelMaps(class_names=("cat", "dog", "sky"), files=files, values={}, num_things=2, segments=segments)
+    empty = replace(CONFIG, panoptic=settings.PanopticConfig())
+    assert with_stuff(empty, maps).panoptic.stuff == ("sky",)
+    assert with_stuff(empty, None) == empty
+    for config, own, match in ((CONFIG, maps, "grass"), (empty, replace(maps, segments=None), "coco_panoptic")):
+        with pytest.raises(ValueError, match=match):
+            with_stuff(config, own)
+    with pytest.raises(ValueError, match=r"panoptic\.stuff"):
+        build(empty)
 
 
 def test_losses_are_mask_r_cnns_and_half_of_the_pixels(detector, batch) -> None:
@@ -104,19 +115,6 @@ def test_what_it_lacks_is_refused(detector, batch) -> None:
             replace(CONFIG, backbone=replace(CONFIG.backbone, **fpn))
 
 
-def test_stuff_is_that_of_the_data_set() -> None:
-    files, segments = PackedStrings.pack([""]), PackedStrings.pack(["[]"])
-    maps = LabelMaps(class_names=("cat", "dog", "sky"), files=files, values={}, num_things=2, segments=segments)
-    empty = replace(CONFIG, panoptic=settings.PanopticConfig())
-    assert with_stuff(empty, maps).panoptic.stuff == ("sky",)
-    assert with_stuff(empty, None) == empty
-    for config, own, match in ((CONFIG, maps, "grass"), (empty, replace(maps, segments=None), "coco_panoptic")):
-        with pytest.raises(ValueError, match=match):
-            with_stuff(config, own)
-    with pytest.raises(ValueError, match=r"panoptic\.stuff"):
-        build(empty)
-
-
 def test_rows_of_stuff_go_with_their_names(detector) -> None:
     other = build(replace(CONFIG, panoptic=settings.PanopticConfig(stuff=("snow", "grass"))))
     row = "label_stage.head.classes.weight"
@@ -128,9 +126,41 @@ def test_rows_of_stuff_go_with_their_names(detector) -> None:
     assert torch.equal(other.state_dict()[row], torch.stack([theirs[0], start[1], theirs[2]]))
 
 
-def test_merging_is_as_the_config_says() -> None:
+def by_pixels(found: list[Any], label_map: Any, rule: Merging) -> list[list[int]]:
+    """The paper's rule on sets of pixels: (label, pixels) of each segment, in their order."""
+    taken, segments = set[int](), list[list[int]]()
+    for score, label, mask in sorted(found, key=lambda item: -item[0]):
+        pixels = set(np.flatnonzero(mask).tolist())
+        if score < rule.instance_score or not pixels or len(pixels & taken) / len(pixels) > rule.overlap:
+            continue
+        segments += [[label, *sorted(pixels - taken)]] if pixels - taken else []
+        taken |= pixels
+    for stuff in range(1, int(label_map.max(initial=0)) + 1):
+        pixels = set(np.flatnonzero(label_map == stuff).tolist()) - taken
+        if pixels and len(pixels) >= rule.stuff_area:
+            segments.append([rule.num_things + stuff - 1, *sorted(pixels)])
+    return segments
+
+
+def test_merging_is_as_the_config_says_and_the_rule_pixel_by_pixel() -> None:
     own = settings.PanopticConfig(stuff=("sky",), instance_score=0.3, overlap=0.2, stuff_area=7)
     merge: Any = build_merge(replace(CONFIG, panoptic=own), 5)
     assert (merge.num_things, merge.instance_score, merge.overlap, merge.stuff_area) == (5, 0.3, 0.2, 7)
     assert build_merge(replace(CONFIG, architecture="mask_rcnn"), 5) is None
     assert judged_fields(CONFIG) == ("masks", "label_maps", "panoptic")
+    # Also with shares, scores and areas exactly at their limits, and without any object
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        overlap, area = float(generator.choice([0.25, 0.5, 0.75, 1.0])), int(generator.integers(1, 30))
+        rule, objects = Merging(num_things=4, instance_score=0.5, overlap=overlap, stuff_area=area), list[Any]()
+        for score in generator.permutation(20)[: generator.integers(0, 8)] / 20:
+            top, left, height, width = generator.integers(0, 9, 4)
+            mask = np.zeros((9, 11), np.bool_)
+            mask[top : top + height, left : left + width] = True
+            objects.append((float(score), int(generator.integers(4)), mask))
+        label_map = generator.integers(0, 3, (9, 11)).astype(np.uint8)
+        scores, labels = np.array([own[0] for own in objects]), np.array([own[1] for own in objects], np.int64)
+        found = rule(scores, labels, tuple(encode(mask) for _, _, mask in objects), label_map)
+        got = [[s.label, *np.flatnonzero(found.ids == s.id).tolist()] for s in found.found]
+        assert got == by_pixels(objects, label_map, rule)
+        assert set(np.unique(found.ids).tolist()) <= {0, *(s.id for s in found.found)}

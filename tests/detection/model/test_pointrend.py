@@ -13,7 +13,7 @@ from detection.engine.operators import count_operators
 from detection.model.pointrend import CoarseHead, PointHead, PointSettings, PointStage
 from detection.model.points import drawn_points, grid_points, on_image, sample_features, sample_masks, sample_regions
 from detection.model.select import as_on_gpu
-from detection.padded import Found, Targets
+from detection.padded import Found
 
 CLASSES, CHANNELS = 3, 4
 SMALL = PointSettings(train_points=16, steps=3, test_points=40)
@@ -101,22 +101,13 @@ def targets(make_masked) -> list[Any]:
     return [first, make_masked((10, 10, 30, 30), labels=(2,), size=(40, 48))]
 
 
-@pytest.fixture
-def losses_of(make_sample):
-    def losses(stage: PointStage, maps: Tensor, targets: Any, boxes: Any, objects: Any, seeds: Tensor = SEEDS) -> Any:
-        padded = Targets.pad(targets)
-        return stage.losses([maps], make_sample(padded, boxes, objects, background=CLASSES), padded, seeds)
-
-    return losses
-
-
 def test_losses_of_constant_logits_by_hand(losses_of, targets) -> None:
     stage: Any = make_stage()
     for layer in (stage.coarse.masks, stage.points.masks):
         nn.init.zeros_(layer.weight)
     stage.coarse.masks.bias.data = torch.tensor([0.5, -1.0, 2.0]).repeat_interleave(9)
     stage.points.masks.bias.data = torch.tensor([1.0, 3.0, -2.0])
-    losses = losses_of(stage, features(), targets, BOXES, OBJECTS)
+    losses = losses_of(stage, features(), targets, BOXES, OBJECTS, SEEDS)
 
     def mean(inside_1: float, outside_0: float, inside_2: float) -> float:
         return (math.log1p(math.exp(-inside_1)) + math.log1p(math.exp(outside_0)) + math.log1p(math.exp(-inside_2))) / 3
@@ -138,15 +129,14 @@ def test_points_are_the_most_uncertain_of_many_and_uniform_ones() -> None:
 def test_gradients_reach_all_layers_and_are_finite_without_positives(losses_of, targets, make_target) -> None:
     stage, maps = make_stage(), features().requires_grad_()
     for objects in (OBJECTS, [[], []]):
-        losses = losses_of(
-            stage, maps, targets, [own[: len(rows)] for own, rows in zip(BOXES, objects, strict=True)], objects
-        )
+        boxes = [own[: len(rows)] for own, rows in zip(BOXES, objects, strict=True)]
+        losses = losses_of(stage, maps, targets, boxes, objects, SEEDS)
         gradients = torch.autograd.grad(sum(losses.values(), torch.zeros(())), [maps, *stage.parameters()])
         assert all(gradient.isfinite().all() for gradient in gradients)
         assert all(gradient.any() for gradient in gradients) == bool(objects[0])
     assert [loss.item() for loss in losses.values()] == [0, 0]
     with pytest.raises(ValueError, match="training masks needs a data set with masks"):
-        losses_of(stage, maps, [make_target([[0.0, 0, 9, 9]])] * 2, BOXES, OBJECTS)
+        losses_of(stage, maps, [make_target([[0.0, 0, 9, 9]])] * 2, BOXES, OBJECTS, SEEDS)
 
 
 def test_operators_do_not_grow_with_the_images_and_nothing_waits() -> None:
@@ -178,9 +168,7 @@ def test_points_and_what_lies_under_them_by_hand() -> None:
     places = torch.tensor([[[3.5, 2.0], [3.0, 2.0], [2.5, 2.0], [5.75, 0.5], [9.0, 2.0]]] * 2)
     assert sample_masks(masks, places, torch.tensor([1, 0])).tolist() == [[1.0, 0.5, 0.0, 0.75, 0.0], [0.0] * 5]
     assert sample_masks(masks[:0], places, torch.tensor([0, 0])).tolist() == [[0.0] * 5] * 2
-
-
-def test_random_points_depend_on_the_image_s_seed_and_the_region_s_place_alone() -> None:
+    # Random ones depend on the image's seed and the region's place alone.
     both = drawn_points(torch.tensor([3, 4]), 5, 40, torch.zeros(1))
     assert both.shape == (2, 5, 40, 2)
     assert torch.equal(both[1:, :2], drawn_points(torch.tensor([4]), 2, 40, torch.zeros(1)))

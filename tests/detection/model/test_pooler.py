@@ -31,11 +31,8 @@ def random_boxes(images: int, count: int, sides: float, seed: int = 1) -> list[T
 
 
 def make_levels() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.rand(2, 3, 256 // 2**level, 320 // 2**level, generator=generator, requires_grad=True)
-        for level in range(2, 7)
-    ]
+    generator, sizes = torch.Generator().manual_seed(0), [(256 // 2**level, 320 // 2**level) for level in range(2, 7)]
+    return [torch.rand(2, 3, *size, generator=generator, requires_grad=True) for size in sizes]
 
 
 def test_roi_pool_by_hand() -> None:
@@ -77,11 +74,9 @@ def test_roi_align_and_its_gradient_are_torchvisions(kind, sampling_ratio) -> No
 def test_a_region_is_pooled_from_the_level_of_its_size(kind, path) -> None:
     # FPN, equation 1: 4 + log2(side / 224), stride 16 at 224 pixels; the levels here have the strides 4 to 32.
     features = [torch.full((1, 1, 64, 64), float(number)) for number in range(4)]
-    sides = torch.tensor([1.0, 111.9, 112.0, 223.9, 224.0, 447.9, 448.0, 2000.0])[:, None]
+    boxes = [(0.0, 0, side, side) for side in (1, 111.9, 112, 223.9, 224, 447.9, 448, 2000)]
     with path():
-        pooled = pool(
-            RegionPooler(STRIDES, 1, kind=kind), features, torch.cat([0 * sides, 0 * sides, sides, sides], dim=1)
-        )
+        pooled = pool(RegionPooler(STRIDES, 1, kind=kind), features, boxes)
     assert pooled.flatten().tolist() == pytest.approx([0, 0, 1, 1, 2, 2, 3, 3])
 
 
@@ -111,12 +106,9 @@ def test_the_path_of_a_gpu_and_its_gradient_are_those_of_a_cpu(kind) -> None:
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
-def test_no_regions_have_a_gradient_of_zero() -> None:
+def test_no_regions_have_a_gradient_of_zero_and_strides_double() -> None:
     nothing = pool(RegionPooler(STRIDES, 5), levels := make_levels()[:4], [], [])
     assert nothing.shape == (0, 3, 5, 5)
     assert not any(gradient.any() for gradient in torch.autograd.grad(nothing.sum(), levels))
-
-
-def test_strides_that_do_not_double_are_refused() -> None:
     with pytest.raises(ValueError, match=r"double from level to level, got \(4, 16\)"):
         RegionPooler([4, 16], 2)

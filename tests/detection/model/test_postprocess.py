@@ -16,6 +16,7 @@ from detection.model.select import as_on_gpu
 from detection.structures import Detections
 
 SQUARE, SHIFTED, FAR = (0.0, 0, 10, 10), (0.0, 0, 10, 8), (50.0, 50, 60, 60)  # IoU of the first two: 0.8
+THREE = [SQUARE, SHIFTED, FAR]
 
 
 def one(scores: Any, boxes: Any) -> ScoredBoxes:
@@ -26,7 +27,6 @@ def one(scores: Any, boxes: Any) -> ScoredBoxes:
 
 
 def process(scored: ScoredBoxes, **options: Any) -> Detections:
-    """The detections of one image."""
     (found,) = Postprocessor(**options)(scored).ragged()
     return found
 
@@ -38,12 +38,7 @@ def rows_of(detections: Detections) -> list[tuple[float, int]]:
 @pytest.mark.parametrize(
     ("scores", "boxes", "options", "expected"),
     [
-        (
-            [[0.6, 0.7], [0.9, 0.3], [0.8, 0.0]],
-            [SQUARE, SHIFTED, FAR],
-            {"nms_iou": 0.5},
-            [(0.9, 0), (0.8, 0), (0.7, 1)],
-        ),
+        ([[0.6, 0.7], [0.9, 0.3], [0.8, 0.0]], THREE, {"nms_iou": 0.5}, [(0.9, 0), (0.8, 0), (0.7, 1)]),
         ([[0.6], [0.9]], [SQUARE, SHIFTED], {"nms_iou": 0.79}, [(0.9, 0)]),
         ([[0.6], [0.9]], [SQUARE, SHIFTED], {"nms_iou": 0.81}, [(0.9, 0), (0.6, 0)]),
         ([[0.5, 0.5001], [0.4999, 0.0]], [SQUARE, FAR], {"score_threshold": 0.5}, [(0.5001, 1)]),
@@ -55,10 +50,7 @@ def test_detections_by_hand(scores, boxes, options, expected) -> None:
     assert rows_of(found) == expected
     rows = [next(row for row, own in enumerate(scores) if score in own) for score, _ in expected]
     torch.testing.assert_close(found.boxes, torch.tensor([boxes[row] for row in rows]))
-
-
-def test_every_class_has_its_own_box() -> None:
-    found = process(one([[0.3, 0.6]], [[SQUARE, FAR]]))
+    found = process(one([[0.3, 0.6]], [[SQUARE, FAR]]))  # every class has its own box
     assert rows_of(found) == [(0.6, 1), (0.3, 0)]
     torch.testing.assert_close(found.boxes, torch.tensor([FAR, SQUARE]))
 
@@ -119,14 +111,13 @@ class TestVoting:
             assert rows_of(found) == [*self.KEPT][:most]
             torch.testing.assert_close(found.boxes, torch.tensor(expected).float()[:most], rtol=1e-6, atol=0)
 
-    def test_voters_may_share_a_box_with_several_detections(self) -> None:
+    def test_voters_may_share_a_box_and_class_specific_boxes_vote_for_their_own_class(self) -> None:
         # NMS at 0.8 keeps A and B, which vote for each other: (0.8 * 0 + 0.6 * 4) / 1.4; C is B's voter too
         # (IoU 14 / 26 = 0.538): (0.8 * 0 + 0.6 * 4 + 0.4 * 10) / 1.8.
         found = process(self.PAGE, nms_iou=0.8, vote_iou=0.5)
         assert rows_of(found)[1:3] == [(0.8, 0), (0.6, 0)]
         torch.testing.assert_close(found.boxes[1:3, 0], torch.tensor([2.4 / 1.4, 6.4 / 1.8]))
-
-    def test_class_specific_boxes_vote_for_their_own_class_and_tiny_scores_too(self) -> None:
+        # Class-specific boxes, and tiny scores
         found = process(one([[0.6, 0.3], [0.2, 0.1]], [[SQUARE, FAR], [SHIFTED, FAR]]), vote_iou=0.5)
         assert rows_of(found) == [(0.6, 0), (0.3, 1)]
         # (0.6 * 10 + 0.2 * 8) / 0.8 = 9.5
@@ -190,17 +181,10 @@ def batch(*images: ScoredBoxes) -> ScoredBoxes:
     return ScoredBoxes(scores, torch.where(valid[..., None, None], boxes, torch.tensor(SQUARE)), valid)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"max_detections": 2},
-        {"vote_iou": 0.5},
-        {"soft_nms_sigma": 0.5},
-        {"score_threshold": 0.0, "max_detections": 1000, "vote_iou": 0.3},
-    ],
-    ids=str,
-)
+LOOSE = {"score_threshold": 0.0, "max_detections": 1000, "vote_iou": 0.3}
+
+
+@pytest.mark.parametrize("options", [{}, {"max_detections": 2}, {"vote_iou": 0.5}, {"soft_nms_sigma": 0.5}, LOOSE])
 def test_each_image_of_a_batch_is_as_if_alone(options) -> None:
     page = one([[*row, 0] for row in TestVoting.SCORES], TestVoting.BOXES)  # with a third class, of which there is none
     images = [random_boxes(90, 3), one([[0.0, 0.0, 0.0]], [SQUARE]), page, random_boxes(7, 3)]

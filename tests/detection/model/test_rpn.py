@@ -1,7 +1,6 @@
 """Mirrors detection/model/rpn.py; the order of RPNHead's output is tested in test_anchors.py."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -15,7 +14,7 @@ from detection.model.matcher import Matcher
 from detection.model.rpn import RPN, ProposalFilter, RPNHead, places
 from detection.model.sampler import BalancedSampler
 from detection.padded import Targets
-from detection.structures import Proposals, Target
+from detection.structures import Proposals
 
 BETA = 1 / 9
 PADDED = (96, 128)  # only rounded anchors look at it
@@ -46,13 +45,10 @@ def make_rpn(head: RPNHead, *, size: float = 16.0, samples: int = 256, **options
 
 
 def propose(rpn: RPN, feature: Tensor, *sizes: tuple[int, int]) -> list[Proposals]:
-    """Proposals of each image at test time."""
     return rpn([feature], torch.tensor(sizes), PADDED).ragged()
 
 
-def losses_of(
-    rpn: RPN, feature: Tensor, sizes: Sequence[tuple[int, int]], targets: Sequence[Target], seeds: Sequence[int] = ()
-) -> tuple[list[Proposals], dict[str, Tensor]]:
+def losses_of(rpn: RPN, feature: Tensor, sizes: Any, targets: Any, seeds: Any = ()) -> tuple[list[Proposals], Any]:
     """Training proposals of each image, and the losses; the seeds are 0, 1, ... unless said."""
     drawn = torch.tensor(seeds or range(len(targets)))
     proposals, losses = rpn.losses([feature], torch.tensor(sizes), PADDED, Targets.pad(targets), drawn)
@@ -69,8 +65,7 @@ def softplus(x: float) -> float:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_proposals_are_torchvisions(seed) -> None:
-    """From random logits and deltas at the nine anchors of each cell."""
+def test_proposals_from_random_logits_and_deltas_are_torchvisions(seed) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits, deltas = torch.randn(1, 432, generator=generator), 0.3 * torch.randn(1, 432, 4, generator=generator)
     rpn = make_rpn(FixedHead(logits, deltas), test_filter=make_filter(pre_nms=200, post_nms=50, min_size=10.0))
@@ -84,16 +79,13 @@ def test_proposals_are_torchvisions(seed) -> None:
     torch.testing.assert_close((found.boxes, found.scores.sigmoid()), (boxes, scores))
 
 
-def test_empty_boxes_are_dropped_at_any_minimum() -> None:
+def test_the_best_of_all_levels_are_kept_whose_boxes_are_no_rivals_and_not_empty() -> None:
     boxes, sizes = torch.tensor([[[[-20.0, 0, -5, 50], [3, 3, 3, 9], [100, 0, 130, 10]]]]), torch.tensor([[100, 100]])
     (none,) = make_filter(min_size=0)(boxes, torch.zeros(1, 1, 3), sizes).ragged()
     assert (none.boxes.shape, none.scores.shape) == ((0, 4), (0,))
-
-
-def test_boxes_of_other_levels_are_no_rivals_and_the_best_of_all_are_kept() -> None:
     # Twice the same two boxes, of IoU 0.8, and on the second level a third.
     twice, far = [[0.0, 0, 10, 10], [0, 0, 10, 8]], [50.0, 50, 60, 60]
-    boxes, sizes = torch.tensor([[[*twice, [0.0] * 4], [*twice, far]]]), torch.tensor([[100, 100]])
+    boxes = torch.tensor([[[*twice, [0.0] * 4], [*twice, far]]])
     for most in (2, 1000):
         logits = torch.tensor([[[0.2, 0.9, -torch.inf], [0.8, 0.3, -4.0]]])
         (kept,) = make_filter(post_nms=most)(boxes, logits, sizes).ragged()

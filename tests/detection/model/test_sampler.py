@@ -1,5 +1,7 @@
 """Mirrors detection/model/sampler.py."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,17 +18,13 @@ def states(positives: int, negatives: int, ignored: int = 0) -> Tensor:
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
 
 
-def draw(
-    sampler: BalancedSampler, *images: Tensor, seeds: tuple[int, ...] = (0,), numbers: Tensor | None = None
-) -> Drawn:
-    """What is drawn of ``images`` with as many states each."""
+def draw(sampler: BalancedSampler, *images: Tensor, seeds: Any = (0,), numbers: Tensor | None = None) -> Drawn:
     rows = torch.stack(images)
     numbers = hash32(torch.tensor(seeds), torch.arange(rows.shape[1]), 0) if numbers is None else numbers
     return sampler(rows == POSITIVE, rows == NEGATIVE, numbers)
 
 
 def parts(drawn: Drawn, image: int = 0) -> tuple[Tensor, Tensor]:
-    """Positive and negative rows of one image."""
     columns, positive, valid = drawn.columns[image], drawn.positive[image], drawn.valid[image]
     return columns[positive], columns[valid & ~positive]
 

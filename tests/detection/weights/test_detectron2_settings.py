@@ -1,7 +1,5 @@
 """Mirrors weights/detectron2_settings.py: Detectron2's YAML files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,15 +1,8 @@
 """Mirrors weights/origin.py, and fine-tuning from what it reads; the server runs on 127.0.0.1, weights are random."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
-import threading
-from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -72,27 +65,12 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
 
 
 @pytest.fixture
-def served(files, tmp_path, monkeypatch) -> Iterator[list[str]]:
-    """A detector "small" of the zoo on a local server; gives the paths that were asked for."""
-    content, asked = files["coco.pth"].read_bytes(), list[str]()
-    folder = tmp_path / "server"
-    folder.mkdir()
-    name = f"small-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-    (folder / name).write_bytes(content)
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            asked.append(self.path)
-
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_address[1]}/{name}"
-        monkeypatch.setattr(zoo, "ZOO", (zoo.Entry("small", "torchvision", url, "coco2017:val", 1.0),))
-        yield asked
-        server.shutdown()
-        thread.join()
+def served(files, server, monkeypatch):
+    """A detector "small" of the zoo on a server, which keeps what was asked for."""
+    server.content = files["coco.pth"].read_bytes()
+    url = server.url(f"small-{hashlib.sha256(server.content).hexdigest()[:8]}.pth")
+    monkeypatch.setattr(zoo, "ZOO", (zoo.Entry("small", "torchvision", url, "coco2017:val", 1.0),))
+    return server.ranges
 
 
 @pytest.mark.slow
@@ -127,17 +105,20 @@ def test_what_is_nowhere_and_a_backbone_alone_are_refused(tmp_path) -> None:
         read_origin(str(tmp_path / "resnet.pth"))
 
 
-@pytest.mark.slow
-class TestFineTuning:
-    """Training on bolts and nuts from detectors that know neither."""
+# fine-tuning on bolts and nuts from detectors that know neither
 
-    def trained(self, resdet: Callable[..., Any], folder: Path, start: str | Path) -> list[str]:
-        outcome = resdet("train", folder, "--from", start, *SHORT)
+
+@pytest.fixture
+def assert_tunes(made_folder, resdet):
+    """Trains from ``start``, the detector in ``source``.
+
+    All tensors come over, no class does, and the weights are those of ``source`` where nothing is trained.
+    """
+
+    def check(start: str | Path, source: Path) -> None:
+        outcome = resdet("train", made_folder("csv"), "--from", start, *SHORT)
         assert (outcome.status, outcome.err) == (0, "")
-        return outcome.out.splitlines()
-
-    def assert_carried(self, lines: list[str], source: Path) -> None:
-        """All tensors came over, no class did, and the weights are those of ``source`` where nothing was trained."""
+        lines = outcome.out.splitlines()
         (first,) = [number for number, line in enumerate(lines) if "tensors carried over" in line]
         carried, _, total = lines[first].rpartition(": ")[2].split()[:3]
         assert carried == total
@@ -151,13 +132,18 @@ class TestFineTuning:
             assert not torch.equal(here.weights[name], there.weights[name])
             assert torch.allclose(here.weights[name], there.weights[name], atol=0.01)
 
-    @pytest.mark.parametrize("name", ["mine.pth", "model_final.pkl"])
-    def test_from_a_file(self, made_folder, resdet, files, name: str) -> None:
-        self.assert_carried(self.trained(resdet, made_folder("csv"), files[name]), files[name])
+    return check
 
-    def test_from_a_name_of_the_zoo(self, made_folder, resdet, served) -> None:
-        lines = self.trained(resdet, made_folder("csv"), "small")
-        self.assert_carried(lines, origin.ZOO_FOLDER / "small")
-        config = load_config(DetectionConfig, "output/csv/init/config.yaml")
-        assert (config.init, config.backbone.freeze_at, config.solver.base_lr) == ("small", 2, pytest.approx(0.01))
-        assert len(served) == 1
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mine.pth", "model_final.pkl"])
+def test_fine_tuning_from_a_file(assert_tunes, files, name: str) -> None:
+    assert_tunes(files[name], files[name])
+
+
+@pytest.mark.slow
+def test_fine_tuning_from_a_name_of_the_zoo(assert_tunes, served) -> None:
+    assert_tunes("small", origin.ZOO_FOLDER / "small")
+    config = load_config(DetectionConfig, "output/csv/init/config.yaml")
+    assert (config.init, config.backbone.freeze_at, config.solver.base_lr) == ("small", 2, pytest.approx(0.01))
+    assert len(served) == 1

@@ -1,21 +1,12 @@
 """Mirrors detection/weights/torchvision_semantic.py: FCN and DeepLabV3 give torchvision's logits and losses."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.segmentation import (
-    deeplabv3_resnet50,
-    deeplabv3_resnet101,
-    fcn_resnet50,
-    fcn_resnet101,
-    lraspp_mobilenet_v3_large,
-)
+from torchvision.models import get_model
 
 from detection.build import build_detector
 from detection.structures import VOID, ImageBatch, Target
@@ -24,17 +15,15 @@ from detection.weights.to_torchvision import to_torchvision
 from detection.weights.torchvision import convert_torchvision
 
 CLASSES = ("background", "cat", "dog", "cow", "bus")
-Builder = Callable[..., nn.Module]
-BUILDERS = (fcn_resnet50, fcn_resnet101, deeplabv3_resnet50, deeplabv3_resnet101)
-every_builder = pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
 
 
-def build(builder: Builder, **options: bool) -> nn.Module:
+def build(name: str, **options: bool) -> nn.Module:
     """A network of torchvision with random weights, whose residual branches are small: else 33 add up to 1,000."""
     torch.manual_seed(0)
-    network = builder(weights=None, weights_backbone=None, num_classes=len(CLASSES), **{"aux_loss": True} | options)
-    for name, values in network.named_parameters():
-        if name.endswith("bn3.weight"):
+    own = {"num_classes": len(CLASSES), "aux_loss": True} | options
+    network = get_model(name, weights=None, weights_backbone=None, **own)
+    for parameter, values in network.named_parameters():
+        if parameter.endswith("bn3.weight"):
             nn.init.constant_(values, 0.2)
     return network
 
@@ -45,8 +34,8 @@ def normalized(pixels: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
-@every_builder
-def test_logits_and_losses_are_torchvisions_and_the_weights_go_back(builder) -> None:
+@pytest.mark.parametrize("builder", ["fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101"])
+def test_logits_and_losses_are_torchvisions_and_the_weights_go_back(builder: str) -> None:
     """The losses are those of the criterion in torchvision's references."""
     theirs = build(builder).eval()
     config, weights = convert_torchvision(theirs.state_dict(), class_names=CLASSES)
@@ -67,7 +56,7 @@ def test_logits_and_losses_are_torchvisions_and_the_weights_go_back(builder) -> 
         loss = functional.cross_entropy(expected[output], labels.long(), ignore_index=255) * weight
         torch.testing.assert_close(losses[name], loss, rtol=1e-5, atol=0)
     back, code = to_torchvision(config, CLASSES, weights)
-    assert code == f"model = {builder.__name__}(weights=None, weights_backbone=None, num_classes=5, aux_loss=True)"
+    assert code == f"model = {builder}(weights=None, weights_backbone=None, num_classes=5, aux_loss=True)"
     assert back.keys() == theirs.state_dict().keys()
     assert all(value.equal(back[name]) for name, value in theirs.state_dict().items())
 
@@ -75,7 +64,7 @@ def test_logits_and_losses_are_torchvisions_and_the_weights_go_back(builder) -> 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     with torch.device("meta"):
-        shapes = build(deeplabv3_resnet50, aux_loss=False).state_dict()
+        shapes = build("deeplabv3_resnet50", aux_loss=False).state_dict()
     return {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in shapes.items()}
 
 
@@ -108,6 +97,6 @@ def test_classes_are_counted_with_the_background(state) -> None:
 
 def test_other_networks_are_refused_by_name() -> None:
     with torch.device("meta"):
-        other = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None).state_dict()
+        other = get_model("lraspp_mobilenet_v3_large", weights=None, weights_backbone=None).state_dict()
     with pytest.raises(ValueError, match="MobileNet"):
         convert_torchvision(other, class_names=CLASSES)

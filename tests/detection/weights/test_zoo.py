@@ -1,13 +1,9 @@
 """Mirrors weights/zoo.py; the server runs on 127.0.0.1."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import runpy
-import threading
-from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +21,6 @@ from detection.weights.zoo import REFUSED, ZOO, Entry, fetch, find_entry
 ROOT = Path(__file__).parents[3]
 
 
-class Server(ThreadingHTTPServer):
-    """Serves ``content`` at every path, from the byte that is asked for."""
-
-    daemon_threads = True
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content = content
-        self.cuts: list[int] = []  # bytes after which the next connections break
-        self.ranges: list[str | None] = []  # of the requests
-
-    def entry(self, file: str, **changes: Any) -> Entry:
-        """A row whose file is called ``file``."""
-        url = f"http://127.0.0.1:{self.server_address[1]}/some/folder/{file}"
-        own = {"name": "small", "source": "torchvision", "url": url, "data": "voc2007:test", "ap": 1.0}
-        return Entry(**own | changes)
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        server = self.server
-        assert isinstance(server, Server)
-        wanted = self.headers.get("Range")
-        server.ranges.append(wanted)
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
-        body = server.content[start:]
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
-        self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keeps the test output clean."""
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> bytes:
     """The file of torchvision's second Faster R-CNN for VOC's 20 classes; each tensor repeats a number of its own."""
@@ -75,14 +33,11 @@ def weights(tmp_path_factory) -> bytes:
 
 
 @pytest.fixture
-def server(weights, monkeypatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with Server(weights) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def entry(weights, server):
+    """Makes a row whose file is called so; the server has the weights."""
+    server.content = weights
+    own = {"name": "small", "source": "torchvision", "data": "voc2007:test", "ap": 1.0}
+    return lambda file, **changes: Entry(**own | {"url": server.url(file)} | changes)
 
 
 # the table
@@ -108,7 +63,7 @@ def test_every_row_is_complete_and_detectron2_s_zoo_is_whole() -> None:
     assert not {entry.name for entry in ZOO} & REFUSED.keys()
 
 
-def test_what_does_not_load_is_refused_by_name_and_reason(server) -> None:
+def test_what_does_not_load_is_refused_by_name_and_reason(entry) -> None:
     for name, reason in REFUSED.items():
         with pytest.raises(ValueError, match=rf"{name} of Detectron2's model zoo does not load here: ") as error:
             find_entry(name)
@@ -117,7 +72,7 @@ def test_what_does_not_load_is_refused_by_name_and_reason(server) -> None:
     with pytest.raises(ValueError, match=nearest):
         find_entry("fasterrcnn_resnet50")
     with pytest.raises(ValueError, match=r"ends in 8 digits of a hash, got 'http.*model\.pth'"):
-        _ = server.entry("model.pth").checksum
+        _ = entry("model.pth").checksum
 
 
 def test_the_document_has_the_rows_of_the_tables() -> None:
@@ -132,16 +87,12 @@ def test_the_document_has_the_rows_of_the_tables() -> None:
 def test_addresses_and_figures_of_some_rows() -> None:
     zoo, torchvision = "https://dl.fbaipublicfiles.com/detectron2", "https://download.pytorch.org/models"
     voc = "PascalVOC-Detection/faster_rcnn_R_50_C4/142202221/model_final_b1acc2.pkl"
+    boxes = "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
     persons = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x/137849621/model_final_a6e10b.pkl"
     for name, url, keys, values in (
         ("faster_rcnn_R_50_C4_voc", f"{zoo}/{voc}", "ap ap50 data", [51.9, 80.3, "voc2007:test"]),
         ("keypoint_rcnn_R_50_FPN_3x", f"{zoo}/{persons}", "ap ap50 keypoint_ap", [55.4, None, 65.5]),
-        (
-            "fasterrcnn_resnet50_fpn",
-            f"{torchvision}/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
-            "ap mask_ap",
-            [37.0, None],
-        ),
+        ("fasterrcnn_resnet50_fpn", f"{torchvision}/{boxes}", "ap mask_ap", [37.0, None]),
         ("deeplabv3_resnet101", f"{torchvision}/deeplabv3_resnet101_coco-586e9e4e.pth", "miou ap", [67.4, None]),
     ):
         entry = find_entry(name)
@@ -153,10 +104,10 @@ def test_addresses_and_figures_of_some_rows() -> None:
 # fetch
 
 
-def test_a_detector_is_downloaded_with_resume_and_becomes_a_run(server, tmp_path) -> None:
+def test_a_detector_is_downloaded_with_resume_and_becomes_a_run(entry, server, tmp_path) -> None:
     server.cuts = [50_000]
     digits = hashlib.sha256(server.content).hexdigest()[:8]
-    run = fetch(server.entry(f"model-{digits}.pth"), tmp_path)
+    run = fetch(entry(f"model-{digits}.pth"), tmp_path)
     assert run == tmp_path / "small"
     assert server.ranges == [None, "bytes=50000-"]
     checkpoint = read_checkpoint(run)
@@ -164,22 +115,22 @@ def test_a_detector_is_downloaded_with_resume_and_becomes_a_run(server, tmp_path
     assert checkpoint.config == load_config(DetectionConfig, run / "config.yaml")
     assert checkpoint.config.data.test == ("voc2007:test",)
     assert checkpoint.weights["box_stage.predictor.classes.weight"].shape == (21, 1024)
-    assert fetch(server.entry("gone-00000000.pth"), tmp_path) == run
+    assert fetch(entry("gone-00000000.pth"), tmp_path) == run
     assert len(server.ranges) == 2
 
 
-def test_a_file_with_another_checksum_is_deleted_and_named(server, tmp_path) -> None:
+def test_a_file_with_another_checksum_is_deleted_and_named(entry, server, tmp_path) -> None:
     found = hashlib.sha256(server.content).hexdigest()
     message = rf"model-00000000\.pth: sha256 is {found}, expected 00000000\.\..*was deleted"
     with pytest.raises(ValueError, match=message):
-        fetch(server.entry("model-00000000.pth"), tmp_path)
+        fetch(entry("model-00000000.pth"), tmp_path)
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
-def test_detectron2_s_files_are_checked_and_converted_as_such(server, tmp_path, monkeypatch) -> None:
+def test_detectron2_s_files_are_checked_and_converted_as_such(entry, server, tmp_path, monkeypatch) -> None:
     digits = hashlib.md5(server.content).hexdigest()[:6]
     with pytest.raises(ValueError, match="cannot read weights"):
-        fetch(server.entry(f"model_final_{digits}.pkl", source="detectron2"), tmp_path)
+        fetch(entry(f"model_final_{digits}.pkl", source="detectron2"), tmp_path)
     given, own = list[Any](), {"TEST.DETECTIONS_PER_IMAGE": 300}
 
     def convert(state: Any, *, class_names: tuple[str, ...], settings: Mapping[str, Any]) -> Any:
@@ -188,6 +139,6 @@ def test_detectron2_s_files_are_checked_and_converted_as_such(server, tmp_path, 
 
     monkeypatch.setattr(zoo, "convert_detectron2", convert)
     file = f"model_final_{digits}.pth"
-    run = fetch(server.entry(file, source="detectron2", name="other", settings=own), tmp_path)
+    run = fetch(entry(file, source="detectron2", name="other", settings=own), tmp_path)
     assert given == [load_card("voc2007").classes, own]
     assert list(read_checkpoint(run).weights) == ["a"]

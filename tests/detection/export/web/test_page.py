@@ -26,9 +26,7 @@ from detection.structures import Detections
 from detection.tasks.export import Wanted, run_export
 
 RUNTIME = os.environ.get("RESDET_ONNXRUNTIME_WEB")  # a folder with onnxruntime-web's files; else npm brings them
-CONFIG = parse_config(
-    DetectionConfig,
-    """
+TEXT = """
 architecture: mask_rcnn
 backbone: {name: resnet18, weights: null, fpn: true, fpn_channels: 16}
 anchors: {sizes: [16, 32, 64, 128, 256]}
@@ -36,16 +34,14 @@ rpn: {channels: 16, pre_nms_test: 50, post_nms_test: 20}
 box: {head: fc, head_channels: 16, pool: roi_align}
 mask: {pool_size: 7, convs: 1, channels: 8}
 data: {test: [], shorter_side: 64, longer_side: 96}
-""",
-)
+"""
+CONFIG = parse_config(DetectionConfig, TEXT)
 FRAME = 64, 96
 TOOL = runpy.run_path(str(Path(__file__).parents[4] / "tools" / "browse_export.py"))
 NAMES = ("cat", "<b>dog</b>", "cow")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(TOOL["CHROMIUM"] is None or os.name == "nt", reason="chromium is not on PATH"),
-]
+NO_BROWSER = TOOL["CHROMIUM"] is None or os.name == "nt"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(NO_BROWSER, reason="chromium is not on PATH")]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +58,7 @@ def checkpoint() -> Checkpoint[DetectionConfig]:
 
 
 @pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photo(tmp_path_factory) -> Path:
     """An image of 90 x 135 pixels, which is resized to 64 x 96."""
     path = tmp_path_factory.mktemp("photos") / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 135, 3), dtype=np.uint8)).save(path)
@@ -70,8 +66,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(checkpoint, photo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A web export."""
+def folder(checkpoint, photo, tmp_path_factory) -> Path:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     if RUNTIME is None and shutil.which("npm") is None:

@@ -14,7 +14,7 @@ CONTENTS = {"run.mjs": b"of the version", "run.wasm": b"machine code"}
 
 
 @pytest.fixture(autouse=True)
-def expected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def expected(monkeypatch, tmp_path) -> None:
     """A small package is the one whose checksums are known; there is no npm, and no network."""
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in CONTENTS.items()}
     monkeypatch.setattr(runtime, "FILES", sums)

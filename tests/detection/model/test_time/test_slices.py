@@ -13,11 +13,8 @@ from detection.structures import Detections, ImageBatch
 
 
 def found(*rows: tuple[list[float], float, int]) -> Detections:
-    return Detections(
-        boxes=torch.tensor([box for box, _, _ in rows]).reshape(-1, 4),
-        scores=torch.tensor([score for _, score, _ in rows]),
-        labels=torch.tensor([label for _, _, label in rows], dtype=torch.int64),
-    )
+    boxes, scores, labels = (torch.tensor([row[place] for row in rows]) for place in range(3))
+    return Detections(boxes.reshape(-1, 4), scores, labels.long())
 
 
 def bright_squares(images: ImageBatch) -> list[Detections]:
@@ -47,13 +44,18 @@ def sliced(*, merge: Merge = "ios", whole: bool = True) -> Sliced:
 SMALL = ((20, 20, 10), (125, 60, 10), (300, 240, 10), (190, 121, 12))
 
 
-def test_small_objects_are_found_that_the_resized_image_loses() -> None:
+def test_small_objects_are_found_in_each_image_of_a_batch_that_the_resized_image_loses() -> None:
     image = large_image(*SMALL)
     (whole,) = bright_squares(shrunk := ImageBatch.from_images([image.pixels[0, :, ::2, ::2]]))
     assert shrunk.size_list() == [(128, 192)]
     assert len(whole) == 0
     (own,) = sliced()(image)
     assert sorted(own.boxes.tolist()) == sorted([x, y, x + side, y + side] for x, y, side in SMALL)
+    # Each image of a batch is cut within its own size.
+    batch = ImageBatch.from_images([large_image(*SMALL).pixels[0], torch.full((3, 40, 50), 255, dtype=torch.uint8)])
+    first, second = sliced()(batch)
+    assert len(first) == len(SMALL)
+    torch.testing.assert_close(second.boxes, torch.tensor([[0.0, 0.0, 50.0, 40.0]]))
 
 
 def test_keypoints_move_with_their_boxes() -> None:
@@ -70,34 +72,23 @@ def test_keypoints_move_with_their_boxes() -> None:
     assert own.keypoints.equal(with_score(own.boxes.view(-1, 2, 2)))
 
 
-def test_an_object_larger_than_a_window_is_one_detection() -> None:
+def test_an_object_larger_than_a_window_is_one_detection_and_a_small_image_one_view() -> None:
     (own,) = sliced()(large_image((60, 20, 140)))
     assert own.boxes.tolist() == [[60, 20, 200, 160]]
     (pieces,) = sliced(whole=False)(large_image((60, 20, 140)))
     assert len(pieces) > 1
-
-
-def test_an_image_no_larger_than_a_window_is_looked_at_once() -> None:
     look, small = Mock(wraps=bright_squares), ImageBatch.from_images([torch.zeros(3, 100, 90, dtype=torch.uint8)])
     (own,) = Sliced(look, cutting=Cutting(128), fit=lambda size: size)(small)
     assert ([len(call.args[0]) for call in look.call_args_list], len(own)) == ([1], 0)
-
-
-def test_each_image_of_a_batch_is_cut_within_its_own_size() -> None:
-    batch = ImageBatch.from_images([large_image(*SMALL).pixels[0], torch.full((3, 40, 50), 255, dtype=torch.uint8)])
-    first, second = sliced()(batch)
-    assert len(first) == len(SMALL)
-    torch.testing.assert_close(second.boxes, torch.tensor([[0.0, 0.0, 50.0, 40.0]]))
 
 
 def test_views_are_resized_as_whole_images_are(make_target) -> None:
     see = Mock(side_effect=lambda images: [found() for _ in range(len(images))])
     image = torch.randint(0, 255, (3, 60, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Sliced(see, cutting=Cutting(128), fit=Resize(100, 200).size)(ImageBatch.from_images([image]))
-    expected = Resize(100, 200)(image.permute(1, 2, 0).numpy(), make_target())[0]
-    assert (
-        see.call_args_list[0].args[0].pixels[0].permute(1, 2, 0).int() - torch.from_numpy(expected).int()
-    ).abs().max() <= 1
+    expected = torch.from_numpy(Resize(100, 200)(image.permute(1, 2, 0).numpy(), make_target())[0])
+    seen = see.call_args_list[0].args[0].pixels[0].permute(1, 2, 0)
+    assert (seen.int() - expected.int()).abs().max() <= 1
 
 
 def merged(*rows: tuple[list[float], float, int], cut: tuple[bool, ...] = (), rule: Merge = "ios") -> list[float]:
@@ -107,9 +98,8 @@ def merged(*rows: tuple[list[float], float, int], cut: tuple[bool, ...] = (), ru
     left = merge_slices(own, torch.tensor(cut or [False] * len(own)), rule=rule, nms_iou=0.3)
     assert left.masks is not None
     assert left.masks[:, 0, 0].tolist() == left.scores.tolist()
-    assert left.boxes.tolist() == [
-        box for score in left.scores for box, own_score, _ in rows if abs(own_score - score) < 1e-6
-    ]
+    expected = [box for score in left.scores for box, own_score, _ in rows if abs(own_score - score) < 1e-6]
+    assert left.boxes.tolist() == expected
     return [round(score, 4) for score in left.scores.tolist()]
 
 

@@ -68,7 +68,6 @@ def pair() -> list[Any]:
 
 
 def record(detectors: Sequence[Any], methods: Methods, images: ImageBatch = IMAGES) -> ScoredBoxes:
-    """The scored boxes that a Tester hands to its postprocessor."""
     tester.Tester(detectors, methods=methods, postprocess=(spy := Mock(wraps=Postprocessor())))(images)
     return spy.call_args.args[0]
 
@@ -83,13 +82,11 @@ def images_of(scored: ScoredBoxes) -> list[ScoredBoxes]:
     return [one(scores[valid], boxes[valid]) for scores, boxes, valid in rows]
 
 
-def one(scores: Tensor, boxes: Tensor) -> ScoredBoxes:
-    """Scores and boxes of one image, none of them padding."""
+def one(scores: Any, boxes: Any) -> ScoredBoxes:
     return ScoredBoxes(scores, boxes, torch.ones(len(scores), dtype=torch.bool))
 
 
 def said_of(detector: Any, features: Sequence[Tensor], proposals: Sequence[Proposals]) -> list[ScoredBoxes]:
-    """Scores and boxes of the proposals of each of IMAGES."""
     return images_of(detector.boxes(features, Regions.pad(proposals), IMAGES.sizes))
 
 
@@ -107,19 +104,19 @@ def propose(detector: Any, images: ImageBatch = IMAGES) -> tuple[list[Tensor], l
     return features, detector.propose(features, images).ragged()
 
 
-def assert_scored(found: Sequence[ScoredBoxes], expected: Sequence[ScoredBoxes]) -> None:
+def assert_scored(found: Sequence[Any], expected: Sequence[Any], *, exact: bool = False) -> None:
     assert len(found) == len(expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=1e-4, atol=1e-3)
+        for name, atol in (("scores", 1e-5), ("boxes", 1e-3)):
+            pair = getattr(ours, name), getattr(theirs, name)
+            torch.testing.assert_close(*pair, rtol=0 if exact else 1e-4, atol=0 if exact else atol)
 
 
 def assert_same(found: Sequence[Detections], expected: Sequence[Detections], *, exact: bool = False) -> None:
+    assert_scored(found, expected, exact=exact)
     for ours, theirs in zip(found, expected, strict=True):
-        assert len(ours) == len(theirs) > 0
+        assert len(ours) > 0
         assert torch.equal(ours.labels, theirs.labels)
-        torch.testing.assert_close(ours.scores, theirs.scores, rtol=0 if exact else 1e-4, atol=0 if exact else 1e-5)
-        torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=0 if exact else 1e-4, atol=0 if exact else 1e-3)
 
 
 @pytest.fixture
@@ -128,9 +125,8 @@ def propose_always(monkeypatch):
 
     def always(detector: Any, *images: Tensor) -> None:
         given = [Proposals(boxes=boxes, scores=torch.zeros(len(boxes))) for boxes in images]
-        monkeypatch.setattr(
-            detector, "propose", lambda _, batch: Regions.pad(given if len(given) > 1 else given * len(batch))
-        )
+        count = 1 if len(given) > 1 else len(IMAGES)
+        monkeypatch.setattr(detector, "propose", lambda *_: Regions.pad(given * count))
 
     return always
 
@@ -160,10 +156,8 @@ class TestScales:
         passes = []  # (regions of both images, D) at every scale
         for side in scales:
             view = resize_images(IMAGES, side)
-            factors = [
-                torch.tensor([w / wide, h / high] * 2)
-                for (high, wide), (h, w) in zip(SIZES, view.size_list(), strict=True)
-            ]
+            both = zip(SIZES, view.size_list(), strict=True)
+            factors = [torch.tensor([w / wide, h / high] * 2) for (high, wide), (h, w) in both]
             moved, images = torch.cat([rows * factor for factor in factors]), torch.tensor([0] * 5 + [1] * 5)
             passes.append(detector.box_stage.vectors(detector.features(view), moved, images, view.sizes))
         pairs = [torch.maximum(passes[k][row], passes[k + 1][row]) for row, k in enumerate(lower[0] + lower[1])]
@@ -175,9 +169,8 @@ class TestScales:
 
     def test_proposals_stay_at_the_given_scale(self, detector, monkeypatch) -> None:
         (_, expected), original, seen = propose(detector), detector.propose, []
-        monkeypatch.setattr(
-            detector, "propose", lambda features, images: seen.append(images.size_list()) or original(features, images)
-        )
+        spy = Mock(wraps=lambda features, images: seen.append(images.size_list()) or original(features, images))
+        monkeypatch.setattr(detector, "propose", spy)
         scored = score([detector], Methods(scales=(48, 96)))
         assert seen == [SIZES]
         assert [len(image.scores) for image in scored] == [len(image) for image in expected]
@@ -193,20 +186,15 @@ class TestScales:
         assert [image.boxes.shape for image in scored] == [(count, 3, 4) for count in counts]
 
 
-class TestFlip:
-    def test_by_the_verbs(self, detector) -> None:
-        feature, proposals = propose(detector)
-        mirrored = [replace(p, boxes=flipped(p.boxes, width)) for p, (_, width) in zip(proposals, SIZES, strict=True)]
-        plain, other = (
-            said_of(detector, feature, proposals),
-            said_of(detector, detector.features(flip_images(IMAGES)), mirrored),
-        )
-        expected = [
-            one((a.scores + b.scores) / 2, (a.boxes + flipped(b.boxes, width)) / 2)
-            for a, b, (_, width) in zip(plain, other, SIZES, strict=True)
-        ]
-        assert_scored(score([detector], Methods(flip=True)), expected)
-        assert not torch.allclose(expected[0].scores, plain[0].scores, atol=1e-3)
+def test_flips_by_the_verbs(detector) -> None:
+    feature, proposals = propose(detector)
+    mirrored = [replace(p, boxes=flipped(p.boxes, width)) for p, (_, width) in zip(proposals, SIZES, strict=True)]
+    plain = said_of(detector, feature, proposals)
+    other = said_of(detector, detector.features(flip_images(IMAGES)), mirrored)
+    both = zip(plain, other, [width for _, width in SIZES], strict=True)
+    expected = [one((a.scores + b.scores) / 2, (a.boxes + flipped(b.boxes, w)) / 2) for a, b, w in both]
+    assert_scored(score([detector], Methods(flip=True)), expected)
+    assert not torch.allclose(expected[0].scores, plain[0].scores, atol=1e-3)
 
 
 class TestRefinement:
@@ -255,15 +243,11 @@ class TestEnsemble:
     def test_different_backbones_by_the_verbs(self) -> None:
         members = [member(name) for name in MEMBERS]
         features, proposals = zip(*map(propose, members), strict=True)
-        union = [
-            Proposals(boxes=torch.cat([p.boxes for p in images]), scores=torch.cat([p.scores for p in images]))
-            for images in zip(*proposals, strict=True)
-        ]
+        images = list(zip(*proposals, strict=True))
+        union = [Proposals(torch.cat([p.boxes for p in own]), torch.cat([p.scores for p in own])) for own in images]
         said = [said_of(own, feature, union) for own, feature in zip(members, features, strict=True)]
-        expected = [
-            one(torch.stack([m.scores for m in image]).mean(dim=0), torch.stack([m.boxes for m in image]).mean(dim=0))
-            for image in zip(*said, strict=True)
-        ]
+        each = list(zip(*said, strict=True))
+        expected = [one(sum(m.scores for m in own) / 3, sum(m.boxes for m in own) / 3) for own in each]
         assert_scored(score(members, PLAIN), expected)
         assert not torch.allclose(said[0][0].scores, said[2][0].scores, atol=1e-2)
 

@@ -1,12 +1,13 @@
-"""Mirrors detection/model/test_time/views.py."""
+"""Mirrors detection/model/test_time/views.py and label_maps.py."""
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
+from detection.model.test_time.label_maps import LabelTester
 from detection.model.test_time.views import adjacent_scales, flip_boxes, flip_images, resize_images
-from detection.structures import ImageBatch
+from detection.structures import Detections, ImageBatch
 
 SCALES = (200, 400, 600, 800, 1000)
 
@@ -54,20 +55,18 @@ class TestAdjacentScales:
 
 
 class TestResizeImages:
-    @pytest.mark.parametrize(
-        ("size", "shorter", "expected"),
-        [
+    def test_sizes(self) -> None:
+        for size, shorter, expected in (
             ((64, 80), 32, (32, 40)),
             ((80, 64), 32, (40, 32)),
             ((30, 45), 40, (40, 60)),
             ((50, 33), 20, (30, 20)),  # 50 * 20 / 33 = 30.3
             ((33, 56), 20, (20, 34)),  # 56 * 20 / 33 = 33.9
             ((10, 400), 5, (5, 200)),
-        ],
-    )
-    def test_sizes(self, size, shorter, expected) -> None:
-        view = resize_images(ImageBatch.from_images([noise(*size)]), shorter)
-        assert (view.size_list(), view.pixels.shape, view.pixels.dtype) == ([expected], (1, 3, *expected), torch.uint8)
+        ):
+            view = resize_images(ImageBatch.from_images([noise(*size)]), shorter)
+            found = view.size_list(), view.pixels.shape, view.pixels.dtype
+            assert found == ([expected], (1, 3, *expected), torch.uint8)
 
     def test_each_image_of_a_batch_has_its_own_factor_and_padding_does_not_leak_in(self) -> None:
         small, images = noise(90, 30, seed=1), ImageBatch.from_images([noise(64, 80), noise(90, 30, seed=1)])
@@ -101,8 +100,7 @@ class TestFlip:
         expected = [[[70, 20, 90, 50], [60, 0, 100, 5]], [[30, 0, 40, 5], [0, 0, 40, 5]]]
         assert flip_boxes(boxes, torch.tensor([100, 40])).tolist() == expected
         for shape in ((2, 5, 4), (2, 5, 3, 4), (2, 0, 4), (2, 0, 3, 4)):
-            corners = torch.randint(0, 50, shape, generator=torch.Generator().manual_seed(0)).float()
-            widths = torch.tensor([120, 50])
+            corners, widths = torch.randint(0, 50, shape).float(), torch.tensor([120, 50])
             assert torch.equal(flip_boxes(flip_boxes(corners, widths), widths), corners)
 
     def test_images_within_their_own_width(self) -> None:
@@ -116,3 +114,53 @@ class TestFlip:
         assert not flipped.pixels[1, :, :, 25:].any()
         assert torch.equal(flip_images(flipped).pixels, before)
         assert torch.equal(images.pixels, before)
+
+
+# Label maps
+
+
+class Slope(nn.Module):
+    """Scores of two classes, from the red of a pixel and from its place, which a flip does not turn."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, images: ImageBatch) -> list[Detections]:
+        none, found = torch.zeros(0), []
+        for pixels, (height, width) in zip(images.pixels, images.size_list(), strict=True):
+            place = torch.linspace(-1, 1, width).expand(height, width)
+            scores = self.weight * torch.stack([pixels[0, :height, :width] / 64, place])
+            found.append(Detections(boxes=torch.zeros(0, 4), scores=none, labels=none.long(), label_scores=scores))
+        return found
+
+
+def scores_of(found: list[Detections]) -> list[Tensor]:
+    return [image.label_scores for image in found if image.label_scores is not None]
+
+
+def test_mirrored_images_and_ensembles_are_averaged_as_finite_probabilities() -> None:
+    networks, images = (Slope(), Slope(3.0)), ImageBatch.from_images([noise(9, 12), noise(12, 7, seed=1)])
+    found = scores_of(LabelTester(networks, flip=True)(images))
+    for row, (height, width) in enumerate(images.size_list()):
+        image = ImageBatch.from_images([images.pixels[row, :, :height, :width]])
+        mirrored = ImageBatch.from_images([images.pixels[row, :, :height, :width].flip(-1)])
+        views = [scores_of(network(image))[0] for network in networks]
+        views += [scores_of(network(mirrored))[0].flip(-1) for network in networks]
+        wanted = torch.stack([view.softmax(dim=0) for view in views]).mean(dim=0)
+        torch.testing.assert_close(found[row].exp(), wanted)
+    flat = ImageBatch.from_images([torch.full((3, 4, 6), 255).byte()])
+    (sure,) = scores_of(LabelTester([Slope(1000.0)], flip=True)(flat))
+    assert sure.isfinite().all()  # interpolation makes NaN of an infinite score
+
+
+def test_scales_are_brought_back_to_the_image_before_they_are_averaged() -> None:
+    images = ImageBatch.from_images([noise(9, 12), noise(12, 7, seed=1)])
+    found = scores_of(LabelTester([Slope()], scales=(6, 14))(images))
+    assert [tuple(image.shape) for image in found] == [(2, 9, 12), (2, 12, 7)]
+    torch.testing.assert_close(found[0].exp().sum(dim=0), torch.ones(9, 12))
+    flat = ImageBatch.from_images([torch.full((3, 9, 12), 128).byte()])  # the place alone varies, linearly
+    (own,) = scores_of(LabelTester([Slope()], scales=(18, 36))(flat))
+    (plain,) = scores_of(Slope()(flat))
+    inner = slice(2, -2)
+    torch.testing.assert_close(own.exp()[:, :, inner], F.softmax(plain, dim=0)[:, :, inner], atol=0.03, rtol=0)
