@@ -79,6 +79,18 @@ def resdet() -> Callable[..., Outcome]:
     return run
 
 
+@pytest.fixture(scope="session")
+def succeeds(resdet: Callable[..., Outcome]) -> Callable[..., str]:
+    """Runs ``resdet`` with these arguments, which must end well and name no error; gives what it printed."""
+
+    def run(*arguments: str | Path) -> str:
+        outcome = resdet(*arguments)
+        assert (outcome.status or 0, outcome.err) == (0, "")
+        return outcome.out
+
+    return run
+
+
 @pytest.fixture
 def make_voc(tmp_path: Path) -> Callable[..., Path]:
     """A VOC data set of 60x80 (height x width) pictures at tmp_path/FOLDER with one split."""

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from detection.engine import compiled
 from detection.engine.checkpoint import read_checkpoint
 from detection.progress import SCREEN
 from detection.tasks.test import run_test
@@ -409,6 +410,36 @@ def inspect_page(browse) -> Callable[..., dict[str, Any]]:
     return inspect
 
 
+@pytest.fixture(scope="session")
+def write_colors() -> Callable[..., None]:
+    """Writes so many red and blue images a split, such as ``train=6``, below a folder, and their card.yaml."""
+
+    def write(folder: Path, **counts: int) -> None:
+        random = np.random.default_rng(0)
+        for split, count in counts.items():
+            for channel, name in ((0, "red"), (2, "blue")):
+                (folder / split / name).mkdir(parents=True)
+                for number in range(count):
+                    pixels = random.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+                    pixels[..., channel] += 100
+                    Image.fromarray(pixels).save(folder / split / name / f"{number:04}.png")
+        card = {"format": "image_folder", "root": str(folder), "classes": ["red", "blue"]}
+        write_json(folder / "card.yaml", card | {"splits": {split: {"folder": split} for split in counts}})
+
+    return write
+
+
+@pytest.fixture
+def assert_readable(inspect_page) -> Callable[[Path], None]:
+    """Asserts that on a phone and on a desk nothing of a page is outside, overlaps or is pale."""
+
+    def check(page: Path) -> None:
+        for width in (390, 1280):
+            assert inspect_page(page, width) == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}
+
+    return check
+
+
 @pytest.fixture
 def print_page(browse) -> Callable[[Path], bytes]:
     """The PDF of a page; skipped where there is no browser."""
@@ -419,6 +450,20 @@ def print_page(browse) -> Callable[[Path], bytes]:
         return pdf.read_bytes()
 
     return print_it
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """Takes lines: ``say=said.append``."""
+    return []
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Dynamo makes the graphs, and eager PyTorch runs them."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    yield
+    torch.compiler.reset()
 
 
 class Terminal(io.StringIO):

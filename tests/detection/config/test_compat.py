@@ -1,7 +1,3 @@
-"""Mirrors detection/config/compat.py: configs of earlier versions keep their meaning."""
-
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -15,34 +11,26 @@ OLD = Path(__file__).parents[2] / "old_runs" / "format1"
 WRITTEN = "alternating: {}\nlocalization: {}\nclassification: {}\n"  # which sections tell a written config of format 1
 
 
-@pytest.mark.parametrize(
-    ("masks", "ious", "architecture"),
-    [
-        ("false", [], "faster_rcnn"),
-        ("true", [], "mask_rcnn"),
-        ("false", [0.4, 0.6], "cascade_rcnn"),
-        ("true", [0.4, 0.6], "cascade_mask_rcnn"),
-    ],
-)
-def test_masks_and_cascades_name_an_architecture(masks: str, ious: list[float], architecture: str) -> None:
-    box = f"box: {{cascade: {ious}, head: fc, class_agnostic: true}}\n"
-    config = parse_config(DetectionConfig, f"{WRITTEN}mask: {{enabled: {masks}}}\n{box}")
-    assert (config.architecture, config.cascade.ious) == (architecture, tuple(ious) or (0.5, 0.6, 0.7))
+def test_masks_and_cascades_name_an_architecture() -> None:
+    for masks, ious, architecture in (
+        *(("false", [], "faster_rcnn"), ("true", [], "mask_rcnn")),
+        *(("false", [0.4, 0.6], "cascade_rcnn"), ("true", [0.4, 0.6], "cascade_mask_rcnn")),
+    ):
+        box = f"box: {{cascade: {ious}, head: fc, class_agnostic: true}}\n"
+        config = parse_config(DetectionConfig, f"{WRITTEN}mask: {{enabled: {masks}}}\n{box}")
+        assert (config.architecture, config.cascade.ious) == (architecture, tuple(ious) or (0.5, 0.6, 0.7))
 
 
-@pytest.mark.parametrize(
-    ("text", "geometry"),
-    [
+def test_older_masks_stay_torchvisions() -> None:
+    for text, geometry in (
         (f"{WRITTEN}mask: {{enabled: true}}\n", "torchvision"),
         (f"{WRITTEN}mask: {{enabled: false}}\n", "exact"),
         ("format: 2\narchitecture: mask_rcnn\n", "torchvision"),
         ("format: 2\narchitecture: faster_rcnn\n", "exact"),
         ("format: 3\narchitecture: mask_rcnn\n", "exact"),
         ("architecture: mask_rcnn\n", "exact"),  # written by hand
-    ],
-)
-def test_older_masks_stay_torchvisions(text: str, geometry: str) -> None:
-    assert parse_config(DetectionConfig, text).mask.geometry == geometry
+    ):
+        assert parse_config(DetectionConfig, text).mask.geometry == geometry
 
 
 def test_keys_that_are_gone_leave_the_others() -> None:
@@ -53,15 +41,12 @@ def test_keys_that_are_gone_leave_the_others() -> None:
     assert dump_config(DetectionConfig()).startswith(f"format: {FORMAT}\n")
 
 
-@pytest.mark.parametrize(
-    ("text", "repair"),
-    [
+def test_an_old_key_by_hand_or_a_later_format_is_refused_with_what_to_write() -> None:
+    for text, repair in (
         ("mask: {enabled: true}", "architecture: mask_rcnn"),
         ("box: {cascade: [0.5, 0.6]}", "architecture: cascade_rcnn"),
         ("solver: {fixed: [rpn]}", "resdet alternating"),
         (f"format: {FORMAT + 1}", rf"format is {FORMAT + 1}, and this version reads 1 to {FORMAT}"),
-    ],
-)
-def test_an_old_key_by_hand_or_a_later_format_is_refused_with_what_to_write(text: str, repair: str) -> None:
-    with pytest.raises(ValueError, match=repair):
-        parse_config(DetectionConfig, text)
+    ):
+        with pytest.raises(ValueError, match=repair):
+            parse_config(DetectionConfig, text)

@@ -1,11 +1,6 @@
-"""Mirrors detection/config/detection.py; the YAML files of configs/ are held to it as well."""
-
-from __future__ import annotations
-
 import re
 from dataclasses import FrozenInstanceError, fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -63,7 +58,11 @@ def test_defaults_are_those_of_the_papers_without_modern_options() -> None:
         (DETECTOR, "data: {copy_paste: 1.5}", "data.copy_paste", "at most 1.0, got 1.5"),
         (DETECTOR, "data: {jitter: {}, train_shorter_sides: [9]}", "data.jitter", "leave train_shorter_sides empty"),
         (DETECTOR, "data: {jitter: {low: 1.5, high: 1}}", "data.jitter.low", "at most high, got low 1.5 and high 1.0"),
-        (DETECTOR, "test: {scales: [600]}", "test.scales", "got [600]"),
+        *(
+            (DETECTOR, f"test: {{scales: {bad}}}", "scales takes two or more rising", "")
+            for bad in ([6], [6, 4], [6, 6])
+        ),
+        *((DETECTOR, f"test: {{vote_iou: {bad}}}", "test.vote_iou", f"got {bad}") for bad in (0, 1.5)),
         (DETECTOR, "architecture: cascade_rcnn", "architecture", "set box.head to fc"),
         (DETECTOR, "rpn: {post_nms_test: 100000}", "rpn.post_nms_test", "at most 20000, got 100000"),
         (DETECTOR, "architecture: fast_rcnn", "architecture", "did you mean 'faster_rcnn'?"),
@@ -86,7 +85,7 @@ def test_defaults_are_those_of_the_papers_without_modern_options() -> None:
         *((CLASSIFIER, own, "no config key", "") for own in ("backbone: {fpn: true}", "init: run", "rpn: {}")),
     ],
 )
-def test_what_cannot_work_is_refused_by_key(schema: Any, text: str, key: str, expected: str) -> None:
+def test_what_cannot_work_is_refused_by_key(schema, text, key, expected) -> None:
     with pytest.raises(ValueError, match=re.escape(key)) as error:
         parse_config(schema, text)
     assert expected in str(error.value)
@@ -103,7 +102,7 @@ def test_weights_of_another_attention_learning_mean_something_else() -> None:
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_every_config_of_a_run_loads(path: Path) -> None:
+def test_every_config_of_a_run_loads(path) -> None:
     localizes = path.stem.startswith(("loc_", "table14"))
     classifies = path.parent.name in ("cifar10", "amazon", "tiny_imagenet") or path.stem.startswith("cls_")
     schema = LocalizationConfig if localizes else ClassificationConfig if classifies else DetectionConfig

@@ -1,7 +1,3 @@
-"""Mirrors detection/config/load.py."""
-
-from __future__ import annotations
-
 import re
 from dataclasses import field
 from pathlib import Path
@@ -55,13 +51,13 @@ def write(folder: Path, text: str, name: str = "config") -> Path:
 
 
 @pytest.fixture
-def child(tmp_path: Path) -> Path:
+def child(tmp_path) -> Path:
     write(tmp_path, "net: {norm: gn, name: vgg16}\nsolver: {base_lr: 1, iterations: 5}\n", "base")
     text = "_BASE_: base.yaml\nnet: {name: resnet18, stages: [c5]}\nsolver: {base_lr: 1e-4}\n"
     return write(tmp_path, text, "child")
 
 
-def test_child_wins_over_base_and_base_over_defaults(child: Path, tmp_path: Path) -> None:
+def test_child_wins_over_base_and_base_over_defaults(child, tmp_path) -> None:
     config = load_config(Run, child)
     assert config.net == Net(name="resnet18", norm="gn", stages=("c5",))
     assert config.solver == Solver(base_lr=1e-4, iterations=5)
@@ -70,7 +66,7 @@ def test_child_wins_over_base_and_base_over_defaults(child: Path, tmp_path: Path
     assert parse_config(Run, "") == Run()
 
 
-def test_overrides_win_over_files_and_the_last_over_the_first(child: Path) -> None:
+def test_overrides_win_over_files_and_the_last_over_the_first(child) -> None:
     overrides = ["solver.iterations=3", "net.norm=null", "solver.clip_norm=35", "solver.iterations=4", "flip=no"]
     values = ["solver.steps=[1, 2]", "augment=[{Blur: {p: 0.5}}]", "net.weights=a=b", "extra.x=2"]
     config = load_config(Run, child, overrides + values)
@@ -79,14 +75,14 @@ def test_overrides_win_over_files_and_the_last_over_the_first(child: Path) -> No
     assert (config.flip, config.augment, config.extra) == (False, ({"Blur": {"p": 0.5}},), {"x": 2.0})
 
 
-def test_numbers_in_scientific_notation_are_floats_and_integers_serve_as_floats(child: Path) -> None:
+def test_numbers_in_scientific_notation_are_floats_and_integers_serve_as_floats(child) -> None:
     for text in ("1e-4", "1E-4", "0.0001", "+1.e-4", "1_0e-5"):
         assert load_config(Run, child, [f"solver.base_lr={text}"]).solver.base_lr == 1e-4
     solver = load_config(Run, child, ["solver.base_lr=2", "solver.iterations=3"]).solver
     assert (type(solver.base_lr), type(solver.iterations)) == (float, int)
 
 
-def test_dump_and_load_give_an_equal_config(tmp_path: Path) -> None:
+def test_dump_and_load_give_an_equal_config(tmp_path) -> None:
     config = Run(
         net=Net(name="1e-4", norm="bn", stages=("c4", "null"), weights="yes"),
         solver=Solver(base_lr=1 / 9, iterations=70000, clip_norm=1e-12, steps=(1, 2)),
@@ -127,7 +123,7 @@ def test_dump_and_load_give_an_equal_config(tmp_path: Path) -> None:
         ("solver.steps=[1", "solver.steps"),
     ],
 )
-def test_mistakes_are_named(child: Path, override: str, message: str) -> None:
+def test_mistakes_are_named(child, override, message) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config(Run, child, [override])
 
@@ -136,21 +132,21 @@ NO_MAPPINGS = ("", "# nothing but a comment\n", "net: [\n", "[]\n", "[net]\n", "
 
 
 @pytest.mark.parametrize("text", [*NO_MAPPINGS, "_BASE_: nothing.yaml\n", "_BASE_: config.yaml\n"])
-def test_a_file_that_is_no_mapping_or_whose_base_is_missing_is_named(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_mapping_or_whose_base_is_missing_is_named(tmp_path, text) -> None:
     with pytest.raises(ValueError, match=r"(?s)config\.yaml" + (".*nothing" if "nothing.yaml" in text else "")):
         load_config(Run, write(tmp_path, text))
     with pytest.raises(ValueError, match=r"no config file '.*absent\.yaml'"):
         load_config(Run, tmp_path / "absent.yaml")
 
 
-def test_yaml_builds_no_python_objects(tmp_path: Path) -> None:
+def test_yaml_builds_no_python_objects(tmp_path) -> None:
     touched = tmp_path / "touched"
     with pytest.raises(ValueError, match=r"config\.yaml"):
         load_config(Run, write(tmp_path, f"net: !!python/object/apply:pathlib.Path.touch ['{touched}']\n"))
     assert not touched.exists()
 
 
-def test_all_mistakes_are_named_at_once_also_of_a_base_and_keys_that_are_missing(child: Path, tmp_path: Path) -> None:
+def test_all_mistakes_are_named_at_once_also_of_a_base_and_keys_that_are_missing(child, tmp_path) -> None:
     write(tmp_path, "net: {nrom: gn, name: 3}\nsolver: {iterations: true, steps: [1, x]}\nflip: 1\n", "base")
     with pytest.raises(ValueError, match="5 problems") as error:
         load_config(Run, tmp_path / "base.yaml")

@@ -1,10 +1,7 @@
-"""Mirrors detection/engine/checkpoint.py."""
-
-from __future__ import annotations
-
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +13,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
-from detection.config.detection import (
-    DetectionConfig,
-    DetectorBackboneConfig,
-    DetectorDataConfig,
-    DetectorSolverConfig,
-    JitterConfig,
-)
-from detection.config.load import dump_config, load_config
+from detection.config.detection import DetectionConfig, JitterConfig
+from detection.config.load import dump_config, load_config, parse_config
 from detection.config.sections import BackboneConfig
 from detection.engine.checkpoint import (
     Checkpoints,
@@ -38,12 +29,14 @@ from detection.engine.ema import EMA
 from detection.engine.loop import TrainState
 from detection.files import digest
 
-CONFIG = DetectionConfig(
-    backbone=DetectorBackboneConfig(name="vgg11", freeze_at=2),
-    data=DetectorDataConfig(train=("a:train", "b:train"), augment=({"HorizontalFlip": {"p": 0.25}},)),
-    solver=DetectorSolverConfig(base_lr=1e-5, clip_norm=35.0),
-    seed=7,
-)
+TEXT = """
+backbone: {name: vgg11, freeze_at: 2}
+data: {train: [a:train, b:train], augment: [{HorizontalFlip: {p: 0.25}}]}
+solver: {base_lr: 1e-5, clip_norm: 35.0}
+seed: 7
+"""
+CONFIG = parse_config(DetectionConfig, TEXT)
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 CLASSES = ("cat", "dog", "naïve: \"quoted\" {'x'}")
 PAIR = ["0000002.safetensors", "0000002.state.pt"]
 
@@ -82,31 +75,32 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def assert_equal(found, expected) -> None:
-    assert set(found) == set(expected)
-    assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
-
-
 def names_in(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def saved(run: Path) -> Path:
-    """A checkpoint of iteration 2."""
-    return make_checkpoints(run).save(make_state())
 
 
 def state_of(weights: Path) -> Path:
     return weights.with_suffix(".state.pt")
 
 
-def test_weights_config_classes_and_iteration_come_back(run: Path) -> None:
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def saved(run) -> Path:
+    """A checkpoint of iteration 2."""
+    return make_checkpoints(run).save(make_state())
+
+
+@pytest.fixture
+def damaged(run, saved) -> Path:
+    """The weights of iteration 3, of which a test damages a file."""
+    return make_checkpoints(run).save(make_state(steps=3))
+
+
+def test_weights_config_classes_and_iteration_come_back(run) -> None:
     state, other = make_state(), make_state(seed=1)
     path = make_checkpoints(run).save(state)
     assert path == run / "checkpoints" / "0000002.safetensors"
@@ -120,7 +114,7 @@ def test_weights_config_classes_and_iteration_come_back(run: Path) -> None:
 
 
 @pytest.mark.parametrize("decay", [None, 0.9])
-def test_a_restored_state_goes_on_as_if_never_stopped(run: Path, decay: Any) -> None:
+def test_a_restored_state_goes_on_as_if_never_stopped(run, decay) -> None:
     checkpoints, state, other = make_checkpoints(run), make_state(), make_state(seed=1)
     state.best = 0.25
     for one in (state, other) if decay else ():
@@ -138,7 +132,7 @@ def test_a_restored_state_goes_on_as_if_never_stopped(run: Path, decay: Any) -> 
     assert_equal(weights_of(other.tested), weights_of(state.tested))
 
 
-def test_averaged_weights_are_those_that_a_reader_gets(run: Path) -> None:
+def test_averaged_weights_are_those_that_a_reader_gets(run) -> None:
     checkpoints, state = make_checkpoints(run), make_state()
     state.ema = EMA(state.model, 0.9)
     take_steps(state, 1)
@@ -149,7 +143,7 @@ def test_averaged_weights_are_those_that_a_reader_gets(run: Path) -> None:
         assert_equal(read_checkpoint(path).weights, weights_of(state.ema.model))
 
 
-def test_the_newest_stay_and_the_best_beside_them(run: Path) -> None:
+def test_the_newest_stay_and_the_best_beside_them(run) -> None:
     checkpoints, state = make_checkpoints(run), make_state()
     assert newest_of(run) is None
     for state.iteration in (5, 10, 100):
@@ -169,7 +163,7 @@ def test_the_newest_stay_and_the_best_beside_them(run: Path) -> None:
     assert read_checkpoint(run / "checkpoints" / "best.safetensors").iteration == 102
 
 
-def test_the_score_of_the_best_f1_stands_in_evaluated_weights(run: Path, saved: Path) -> None:
+def test_the_score_of_the_best_f1_stands_in_evaluated_weights(run, saved) -> None:
     assert read_checkpoint(run).best_f1_score is None
     make_checkpoints(run).save_evaluated(make_state(), best=True, best_f1_score=0.37)
     files = [saved, saved.with_name("best.safetensors")]
@@ -178,7 +172,7 @@ def test_the_score_of_the_best_f1_stands_in_evaluated_weights(run: Path, saved: 
     assert newest_of(run) is not None  # the state still belongs to the weights
 
 
-def test_a_run_directory_means_the_best_that_was_chosen_or_its_newest(run: Path, saved: Path) -> None:
+def test_a_run_directory_means_the_best_that_was_chosen_or_its_newest(run, saved) -> None:
     checkpoints, state = make_checkpoints(run), make_state(steps=3)
     newest = checkpoints.save(state)
     assert resolve_weights(run) == resolve_weights(str(newest)) == newest
@@ -192,7 +186,7 @@ def test_a_run_directory_means_the_best_that_was_chosen_or_its_newest(run: Path,
     assert newest_of(run)[0].path == newest
 
 
-def test_a_run_of_format_1_means_its_newest(run: Path) -> None:
+def test_a_run_of_format_1_means_its_newest(run) -> None:
     old = Path(__file__).parents[2] / "old_runs" / "format1" / "c4"
     (run / "checkpoints").mkdir(parents=True)
     for name in ("best", "0000050"):
@@ -200,7 +194,7 @@ def test_a_run_of_format_1_means_its_newest(run: Path) -> None:
     assert resolve_weights(run).name == "0000050.safetensors"
 
 
-def test_the_backbone_of_other_files_is_none(tmp_path: Path) -> None:
+def test_the_backbone_of_other_files_is_none(tmp_path) -> None:
     for name, content in (("empty", b""), ("text", b"no weights at all"), ("zip", b"PK\x03\x04 broken")):
         (tmp_path / name).write_bytes(content)
     save_file({"a": torch.zeros(1)}, tmp_path / "plain")
@@ -212,9 +206,7 @@ def test_the_backbone_of_other_files_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["save_file", "torch.save", "shutil.copyfile"])
 @pytest.mark.parametrize("again", [False, True])
-def test_a_disk_that_fills_up_leaves_what_was_there(
-    run: Path, saved: Path, monkeypatch, name: str, again: bool
-) -> None:
+def test_a_disk_that_fills_up_leaves_what_was_there(run, saved, monkeypatch, name, again) -> None:
     checkpoints, state = make_checkpoints(run, keep=1), make_state(steps=2 if again else 3)
     if "copy" in name:
         checkpoints.save_evaluated(make_state(), best=True)
@@ -239,13 +231,11 @@ def refused(path: Path, message: str) -> None:
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 200, -1])
-def test_damaged_weights_are_refused(saved: Path, kept: int) -> None:
-    saved.write_bytes(saved.read_bytes()[:kept])
-    refused(saved, "can't be read")
-
-
-def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+def test_damaged_weights_and_files_of_another_kind_are_refused(saved, tmp_path) -> None:
+    whole = saved.read_bytes()
+    for kept in (0, 5, 200, -1):
+        saved.write_bytes(whole[:kept])
+        refused(saved, "can't be read")
     (tmp_path / "checkpoints").mkdir()
     torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pth")
     save_file({"a": torch.zeros(2)}, tmp_path / "plain.safetensors")
@@ -270,7 +260,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
         ({"format": None, "iteration": "9"}, "its checksum is wrong"),  # what format 1 has counts
     ],
 )
-def test_metadata_that_no_version_writes(saved: Path, changes: dict[str, str | None], words: str) -> None:
+def test_metadata_that_no_version_writes(saved, changes, words) -> None:
     with safe_open(saved, framework="pt") as opened:
         metadata = opened.metadata() | changes
     kept = {name: text for name, text in metadata.items() if text is not None}
@@ -278,14 +268,14 @@ def test_metadata_that_no_version_writes(saved: Path, changes: dict[str, str | N
     refused(saved, re.escape(words))
 
 
-@pytest.mark.parametrize("names", ["5", "null", "[5]", '"cat"', "[" * 100_000])
-def test_class_names_that_are_none(tmp_path: Path, names: str) -> None:
-    metadata = {"config": dump_config(CONFIG), "class_names": names, "iteration": "2"}
-    save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata=metadata)
-    refused(tmp_path / "odd.safetensors", r"odd\.safetensors.*class.names")
+def test_class_names_that_are_none(tmp_path) -> None:
+    for names in ("5", "null", "[5]", '"cat"', "[" * 100_000):
+        metadata = {"config": dump_config(CONFIG), "class_names": names, "iteration": "2"}
+        save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata=metadata)
+        refused(tmp_path / "odd.safetensors", r"odd\.safetensors.*class.names")
 
 
-def test_other_classes_and_architectures_are_refused_with_both_sides(saved: Path) -> None:
+def test_other_classes_and_architectures_are_refused_with_both_sides(saved) -> None:
     own, read = make_state().model, read_checkpoint(saved)
     other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Linear(4, 3))
     for model, names, parts in (
@@ -301,7 +291,7 @@ def test_other_classes_and_architectures_are_refused_with_both_sides(saved: Path
 
 
 @pytest.mark.parametrize("kind", ["Pairs: other run", "Pairs: other iteration", "Pairs: unknown weights"])
-def test_a_state_of_other_weights_is_refused(run: Path, saved: Path, tmp_path: Path, kind: str) -> None:
+def test_a_state_of_other_weights_is_refused(run, saved, tmp_path, kind) -> None:
     words = "belongs to other weights"
     if "run" in kind:
         shutil.copy(state_of(make_checkpoints(tmp_path / "other").save(make_state(seed=1))), state_of(saved))
@@ -319,7 +309,7 @@ def test_a_state_of_other_weights_is_refused(run: Path, saved: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("stripped", [False, True])
-def test_a_damaged_state_and_none_before_it(run: Path, saved: Path, stripped: bool) -> None:
+def test_a_damaged_state_and_none_before_it(run, saved, stripped) -> None:
     file, said = state_of(saved), []
     if stripped:
         content = torch.load(file, weights_only=True)
@@ -335,21 +325,33 @@ def test_a_damaged_state_and_none_before_it(run: Path, saved: Path, stripped: bo
     assert names_in(run) == PAIR
 
 
-@pytest.fixture
-def damaged(run: Path, saved: Path) -> Path:
-    """The weights of iteration 3, of which a test damages a file."""
-    return make_checkpoints(run).save(make_state(steps=3))
-
-
 def flip(path: Path, place: int, bit: int = 3) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1 << bit
     path.write_bytes(content)
 
 
-def passed_over(run: Path, file: Path) -> None:
-    """The run goes on from iteration 2 and puts iteration 3 aside."""
-    said, state = list[str](), make_state(seed=1)
+@pytest.mark.parametrize(
+    ("suffix", "part"),
+    [
+        *((".safetensors", part) for part in ("weights", "config", 0.0, 0.3, 0.9)),
+        *((".state.pt", part) for part in ("momentum", "no checksum", 0.0, 0.3, 0.9)),
+    ],
+)
+def test_a_file_that_is_cut_off_or_a_bit_that_is_flipped_is_put_aside(run, damaged, suffix, part) -> None:
+    """The run goes on from iteration 2."""
+    file, said, state = damaged.with_suffix(suffix), list[str](), make_state(seed=1)
+    if isinstance(part, float):  # the share that is left
+        file.write_bytes(file.read_bytes()[: int(part * file.stat().st_size)])
+    elif part == "weights":
+        flip(file, file.stat().st_size - 5)
+    elif part == "config":
+        flip(file, file.read_bytes().index(b"vgg11"), bit=1)
+    elif part == "momentum":
+        momentum = torch.load(file, weights_only=True)["optimizer"]["state"][0]["momentum_buffer"].untyped_storage()
+        flip(file, file.read_bytes().index(bytes(momentum.tolist())) + 2)
+    else:
+        torch.save({"iteration": 3}, file)
     newest = newest_of(run, said.append)
     assert newest[0].iteration == 2
     (line,) = said
@@ -363,31 +365,8 @@ def passed_over(run: Path, file: Path) -> None:
     assert names_in(run) == [*PAIR, "0000003.safetensors", aside[0], "0000003.state.pt", aside[1]]
 
 
-@pytest.mark.parametrize(
-    ("suffix", "part"),
-    [
-        *((".safetensors", part) for part in ("weights", "config", 0.0, 0.3, 0.9)),
-        *((".state.pt", part) for part in ("momentum", "no checksum", 0.0, 0.3, 0.9)),
-    ],
-)
-def test_a_file_that_is_cut_off_or_a_bit_that_is_flipped(run: Path, damaged: Path, suffix: str, part: Any) -> None:
-    file = damaged.with_suffix(suffix)
-    if isinstance(part, float):  # the share that is left
-        file.write_bytes(file.read_bytes()[: int(part * file.stat().st_size)])
-    elif part == "weights":
-        flip(file, file.stat().st_size - 5)
-    elif part == "config":
-        flip(file, file.read_bytes().index(b"vgg11"), bit=1)
-    elif part == "momentum":
-        momentum = torch.load(file, weights_only=True)["optimizer"]["state"][0]["momentum_buffer"].untyped_storage()
-        flip(file, file.read_bytes().index(bytes(momentum.tolist())) + 2)
-    else:
-        torch.save({"iteration": 3}, file)
-    passed_over(run, file)
-
-
 @pytest.mark.parametrize("suffix", [".safetensors", ".state.pt"])
-def test_every_bit_of_a_file_counts_or_changes_nothing(run: Path, damaged: Path, suffix: str) -> None:
+def test_every_bit_of_a_file_counts_or_changes_nothing(run, damaged, suffix) -> None:
     file, expected, found = damaged.with_suffix(suffix), newest_of(run), 0
     whole = file.read_bytes()
     for place in range(7, len(whole), len(whole) // 30):
@@ -402,7 +381,7 @@ def test_every_bit_of_a_file_counts_or_changes_nothing(run: Path, damaged: Path,
     assert found > 5
 
 
-def test_leftovers_of_a_process_that_was_killed_go(run: Path, saved: Path) -> None:
+def test_leftovers_of_a_process_that_was_killed_go(run, saved) -> None:
     for name in ("0000003.safetensors.tmp", "0000003.state.pt", "best.safetensors.tmp"):
         saved.with_name(name).write_bytes(b"half")
     make_checkpoints(run).restore(newest_of(run), make_state())
@@ -419,18 +398,15 @@ def test_changed_keys_have_both_values() -> None:
     assert changed_keys(CONFIG, CONFIG) == []
 
 
-@pytest.mark.parametrize(
-    ("target", "file", "config"),
-    [
+def test_a_detector_that_was_trained_elsewhere(tmp_path) -> None:
+    weights = {"a": torch.arange(3.0), "b": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)}
+    for target, file, config in (
         ("run", "run/checkpoints/0000000.safetensors", "run/config.yaml"),
         ("a/b.safetensors", "a/b.safetensors", "a/b.yaml"),
-    ],
-)
-def test_a_detector_that_was_trained_elsewhere(tmp_path: Path, target: str, file: str, config: str) -> None:
-    weights = {"a": torch.arange(3.0), "b": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)}
-    assert write_converted(str(tmp_path / target), CONFIG, CLASSES, weights) == tmp_path / file
-    read = read_checkpoint(tmp_path / target)
-    assert (read.config, read.class_names, read.iteration) == (CONFIG, CLASSES, 0)
-    assert_equal(read.weights, weights)
-    assert load_config(DetectionConfig, tmp_path / config) == CONFIG
-    assert target != "run" or newest_of(tmp_path / "run") is None  # nothing to resume
+    ):
+        assert write_converted(str(tmp_path / target), CONFIG, CLASSES, weights) == tmp_path / file
+        read = read_checkpoint(tmp_path / target)
+        assert (read.config, read.class_names, read.iteration) == (CONFIG, CLASSES, 0)
+        assert_equal(read.weights, weights)
+        assert load_config(DetectionConfig, tmp_path / config) == CONFIG
+    assert newest_of(tmp_path / "run") is None  # nothing to resume

@@ -1,8 +1,4 @@
-"""Mirrors detection/engine/compiled.py; Dynamo makes the graphs, and no compiler has to run them."""
-
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,13 +11,7 @@ from detection.padded import Targets
 from detection.structures import ImageBatch
 
 FRAMES = Frames.of_scale(60, 100)
-
-
-@pytest.fixture(autouse=True)
-def no_compiler(monkeypatch) -> Iterator[None]:
-    monkeypatch.setattr(compiled, "BACKEND", "eager")
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("no_compiler")
 
 
 def test_a_size_takes_the_smallest_frame_that_holds_it() -> None:
@@ -57,9 +47,8 @@ def run_on(lines: list[str], function: Callable[..., Any] = brightness) -> Graph
     return Graphs(function, "solver.compile", FRAMES, say=lines.append, records=True)
 
 
-def test_batches_of_many_sizes_share_a_few_graphs(make_batch) -> None:
-    lines: list[str] = []
-    graphs = run_on(lines)
+def test_batches_of_many_sizes_share_a_few_graphs(make_batch, said) -> None:
+    graphs = run_on(said)
     for width in range(66, 96, 4):
         for objects in (1, 9, 30):
             batch = make_batch(60, width, objects)
@@ -67,8 +56,8 @@ def test_batches_of_many_sizes_share_a_few_graphs(make_batch) -> None:
     assert graphs.figures == {"compiled_graphs": 1, "uncompiled_batches": 0}
     graphs(*make_batch(60, 66, 33))
     graphs(*make_batch(66, 60))
-    assert graphs.count == len(lines) == 3
-    assert "2 images of 64 x 96 pixels, 128 targets each" in lines[1]
+    assert graphs.count == len(said) == 3
+    assert "2 images of 64 x 96 pixels, 128 targets each" in said[1]
 
 
 def test_masks_are_padded_to_the_frame(make_batch) -> None:
@@ -85,15 +74,14 @@ def test_masks_are_padded_to_the_frame(make_batch) -> None:
     assert shapes == {(32, 64, 96)}
 
 
-def test_shapes_beyond_the_limit_are_computed_uncompiled(make_batch, monkeypatch) -> None:
+def test_shapes_beyond_the_limit_are_computed_uncompiled(make_batch, monkeypatch, said) -> None:
     monkeypatch.setattr(compiled, "MOST_GRAPHS", 1)
-    lines: list[str] = []
-    graphs = run_on(lines)
+    graphs = run_on(said)
     known, new = make_batch(60, 60), make_batch(60, 90)
     for batch in (known, new, new, known):
         assert graphs(*batch) == brightness(*batch)
     assert graphs.figures == {"compiled_graphs": 1, "uncompiled_batches": 2}
-    assert [line.startswith("warning: solver.compile: ") for line in lines] == [False, True]
+    assert [line.startswith("warning: solver.compile: ") for line in said] == [False, True]
 
 
 def test_a_model_that_is_no_single_graph_is_refused_with_the_key(make_batch) -> None:
@@ -104,7 +92,7 @@ def test_a_model_that_is_no_single_graph_is_refused_with_the_key(make_batch) -> 
         run_on([], branching)(*make_batch(60, 60))
 
 
-def test_partitions_and_skips_of_cuda_graphs_are_reported(make_batch, monkeypatch) -> None:
+def test_partitions_and_skips_of_cuda_graphs_are_reported(make_batch, monkeypatch, said) -> None:
     def partitioned(module: Any, _inputs: Any) -> Any:
         counters = torch._dynamo.utils.counters["inductor"]  # as Inductor on a GPU
         counters["cudagraph_partitions"] += 3
@@ -112,8 +100,7 @@ def test_partitions_and_skips_of_cuda_graphs_are_reported(make_batch, monkeypatc
         return module.forward
 
     monkeypatch.setattr(compiled, "BACKEND", partitioned)
-    lines: list[str] = []
-    graphs = run_on(lines)
+    graphs = run_on(said)
     graphs(*make_batch(60, 60))
-    assert "3 partitions, 1 skipped" in lines[0]
+    assert "3 partitions, 1 skipped" in said[0]
     assert (graphs.figures["cuda_graph_partitions"], graphs.figures["cuda_graph_skips"]) == (3, 1)

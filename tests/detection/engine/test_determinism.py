@@ -1,7 +1,3 @@
-"""Mirrors detection/engine/determinism.py."""
-
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,10 +1,4 @@
-"""Mirrors detection/engine/evaluate.py; the metrics themselves are tested in tests/detection/evaluation."""
-
-from __future__ import annotations
-
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +15,7 @@ from detection.engine import label_maps
 from detection.engine.evaluate import evaluate, make_record, predict
 from detection.engine.label_counts import label_classes
 from detection.engine.label_maps import stored_labels
+from detection.engine.threshold import shown_from
 from detection.evaluation.metrics import figures, read_metric
 from detection.fields.keypoints import Keypoints
 from detection.fields.masks import Masks
@@ -87,15 +82,11 @@ class Painter(nn.Module):
         return found
 
 
-def make_batches(*rows: int) -> Iterator[Batch]:
-    for row in rows:
-        images = ImageBatch.from_images([torch.zeros(3, *((50, 100), (30, 30))[row], dtype=torch.uint8)])
-        nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
-        yield Batch(images, Targets.pad([nothing]), (row,), (INDEX.paths[row],))
-
-
 def run(detector: Any, *rows: int, index: AnnotationIndex = INDEX, **options: Any) -> Any:
-    return predict(detector, make_batches(*rows), index, device=torch.device("cpu"), **options)
+    nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
+    sizes = [(torch.zeros(3, *((50, 100), (30, 30))[row], dtype=torch.uint8), row) for row in rows]
+    batches = [Batch(ImageBatch.from_images([i]), Targets.pad([nothing]), (r,), (INDEX.paths[r],)) for i, r in sizes]
+    return predict(detector, batches, index, device=torch.device("cpu"), **options)
 
 
 def judged(records: Any, **options: Any) -> Any:
@@ -114,15 +105,11 @@ def test_records_are_in_pixels_of_the_stored_images() -> None:
     assert (first.gt_ignore.tolist(), first.gt_areas.tolist()) == ([False, True], [2000, 3000])
     assert second.boxes.shape == second.gt_boxes.shape == (0, 4)
     assert predictions.seconds_per_image > 0
-    nothing = run(Oracle())
+    nothing, oracle = run(Oracle()), Oracle()
     assert (nothing.records, nothing.seconds_per_image) == ([], 0)
-
-
-@pytest.mark.parametrize(("precision", "autocast"), [("fp32", False), ("bf16", True)])
-def test_the_detector_runs_in_test_mode_without_gradients(precision: str, autocast: bool) -> None:
-    oracle = Oracle()
-    run(oracle, 0, precision=precision)
-    assert oracle.seen == [(False, autocast, True)]
+    for precision in ("fp32", "bf16"):
+        run(oracle, 0, precision=precision)
+    assert oracle.seen == [(False, False, True), (False, True, True)]  # test mode, autocast, no gradients
 
 
 def test_detections_of_a_class_that_is_not_judged_are_left_out_with_all_their_fields() -> None:
@@ -143,13 +130,15 @@ def test_an_oracle_is_perfect() -> None:
     names = ("bbox.AP", "voc.mAP", "bbox.per_class.dog.AP50", "voc.per_class.cat")  # the only cat is ignored
     assert [read_metric(result, name) for name in names] == [*[pytest.approx(1.0)] * 3, None]
     assert result["best_f1"] == {"min_score": pytest.approx(0.9), "F1": pytest.approx(1.0)}
+    assert (shown_from(result), shown_from({})) == (pytest.approx(0.9), 0.5)
     for records in (run(Oracle(), 1).records, []):  # without a hit
         assert judged(records)["best_f1"] == {"min_score": None, "F1": None}
+        assert shown_from(judged(records)) == 0.5
     for metric in ("11point", "area", "imagenet"):
         assert judged(run(Oracle(), 0).records, voc_metric=metric)["voc"]["metric"] == metric
 
 
-def test_label_maps_are_judged_on_the_stored_images(tmp_path: Path) -> None:
+def test_label_maps_are_judged_on_the_stored_images(tmp_path) -> None:
     labels, kept = np.zeros((100, 200), np.uint8), {}
     labels[:50] = 7
     labels[40:60, :100] = 255
@@ -161,10 +150,8 @@ def test_label_maps_are_judged_on_the_stored_images(tmp_path: Path) -> None:
     first, second = run(Painter(), 0, 1, index=index, keep=kept.__setitem__).records
     assert (kept[0].labels.shape, kept[1].labels.shape) == ((100, 200), (60, 60))
     assert np.unique(kept[0].labels[:50]).tolist() == [1]
-    assert first.label_counts.toarray().tolist() == [
-        [7000, 0, 0],
-        [2000, 9000, 0],
-    ]  # road: rows 50-60 at the right, 60-90 all
+    counts = [[7000, 0, 0], [2000, 9000, 0]]  # road: rows 50-60 at the right, 60-90 all
+    assert first.label_counts.toarray().tolist() == counts
     assert not second.label_counts.nnz  # nobody knows its labels
     result = judged([first, second], labels=label_classes(index))
     assert set(result) == {"semseg"}
@@ -175,7 +162,7 @@ def test_label_maps_are_judged_on_the_stored_images(tmp_path: Path) -> None:
     assert read_metric(names, "semseg.mIoU") is None
 
 
-def test_panoptic_maps_are_merged_and_judged(tmp_path: Path) -> None:
+def test_panoptic_maps_are_merged_and_judged(tmp_path) -> None:
     """A segment of sky is hit, and of two cars, one is missed."""
     ids = np.zeros((100, 200, 3), np.uint8)
     ids[..., 0] = 1
@@ -203,7 +190,7 @@ def test_panoptic_maps_are_merged_and_judged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 15 * 17 * 2, 1 << 26])
-def test_the_best_class_is_the_same_however_many_are_resized_at_once(most: int, monkeypatch) -> None:
+def test_the_best_class_is_the_same_however_many_are_resized_at_once(most, monkeypatch) -> None:
     scores = torch.randn(5, 7, 6, generator=torch.Generator().manual_seed(0))
     scores[4] = scores[2]  # of equal scores the first counts
     monkeypatch.setattr(label_maps, "MOST_SCORES", most)
@@ -221,11 +208,10 @@ def test_masks_are_pasted_at_the_size_of_the_stored_image_by_the_operations_that
     assert mask.nonzero().aminmax(dim=0).max.tolist() == pytest.approx([49, 79], abs=1)
     assert first.gt_masks == MASKED.stored("masks", 0)
     assert (second.masks, second.gt_masks) == ((), ())
-    exact, torchvisions = (
-        run(Oracle(masks=True), 0, index=MASKED, fields={"masks": Masks(geometry)}).records[0].masks
-        for geometry in ("exact", "torchvision")
-    )
-    assert decode(exact, (100, 200)).sum() == 40 * 60 < decode(torchvisions, (100, 200)).sum()
+    fields = [{"masks": Masks(geometry)} for geometry in ("exact", "torchvision")]
+    found = [run(Oracle(masks=True), 0, index=MASKED, fields=given).records[0].masks for given in fields]
+    exact, torchvisions = (decode(masks, (100, 200)).sum() for masks in found)
+    assert exact == 40 * 60 < torchvisions
 
 
 def test_mask_figures_are_there_where_objects_and_detections_have_masks() -> None:

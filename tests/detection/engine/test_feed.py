@@ -1,7 +1,3 @@
-"""Mirrors detection/engine/feed.py in a single process; tests/distributed has what takes two."""
-
-from __future__ import annotations
-
 import os
 import signal
 import time
@@ -47,18 +43,16 @@ def test_a_batch_that_can_not_be_read_waits_for_the_end_of_the_step_unless_it_is
         feed.check()
 
 
-def test_a_lone_process_sees_a_signal_at_once_and_its_own_problem() -> None:
-    stop = StopRequest()
-    feed = make_feed(range(9), stop=stop)
+def test_a_lone_process_sees_its_own_problem_and_a_signal_even_where_a_batch_never_comes() -> None:
+    own = StopRequest()
+    feed = make_feed(range(9), stop=own)
     feed.begin()
     assert not feed.stops
     assert feed.agree("loss is not finite") == "loss is not finite"
     assert feed.agree(None) is None
-    stop.name = "SIGTERM"
+    own.name = "SIGTERM"
     assert (feed.stops, feed.signal) == (True, "SIGTERM")
 
-
-def test_a_signal_ends_the_wait_for_a_batch_that_never_comes() -> None:
     def hanging():
         yield 0
         os.kill(os.getpid(), signal.SIGTERM)

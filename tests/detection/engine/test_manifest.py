@@ -1,7 +1,3 @@
-"""Mirrors detection/engine/manifest.py."""
-
-from __future__ import annotations
-
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +31,7 @@ def entry(folder: Path, state: TrainState, config: DetectionConfig | None = None
     return manifest_entry(folder, config or DetectionConfig(), state, indices, torch.device("cpu"))
 
 
-def test_entry_of_a_run_that_ends_well(index, tmp_path: Path) -> None:
+def test_entry_of_a_run_that_ends_well(index, tmp_path) -> None:
     state = make_state()
     with entry(tmp_path, state, train=index):
         (running,) = read_manifest(tmp_path)
@@ -50,7 +46,7 @@ def test_entry_of_a_run_that_ends_well(index, tmp_path: Path) -> None:
     assert hardware == (1, "cpu", torch.get_num_threads())
 
 
-def test_every_start_adds_an_entry_and_an_error_is_named(index, tmp_path: Path) -> None:
+def test_every_start_adds_an_entry_and_an_error_is_named(index, tmp_path) -> None:
     state = make_state()
     for config in (DetectionConfig(), DetectionConfig(), DetectionConfig(seed=1)):
         with entry(tmp_path, state, config, train=index):
@@ -72,7 +68,7 @@ def warnings_of_a_start(folder: Path, index: AnnotationIndex, *, iteration: int 
         return warnings
 
 
-def test_data_that_changed_since_the_last_start_is_told_once(index, make_index, tmp_path: Path) -> None:
+def test_data_that_changed_since_the_last_start_is_told_once(index, make_index, tmp_path) -> None:
     fewer, moved = make_index([[((1, 2, 3, 4), 0, False)]]), make_index([[((1, 2, 3, 5), 0, False)]])
     assert warnings_of_a_start(tmp_path, index, iteration=0) == []
     train, val = warnings_of_a_start(tmp_path, fewer)
@@ -84,7 +80,7 @@ def test_data_that_changed_since_the_last_start_is_told_once(index, make_index, 
 
 
 @pytest.mark.parametrize("content", ["", '[{"data": {', "[" * 100_000, "5", "[7]"])
-def test_a_broken_manifest_is_put_aside(index, tmp_path: Path, content: str) -> None:
+def test_a_broken_manifest_is_put_aside(index, tmp_path, content) -> None:
     (tmp_path / "manifest.json").write_text(content)
     (warning,) = warnings_of_a_start(tmp_path, index)
     assert str(tmp_path / "manifest.json") in warning

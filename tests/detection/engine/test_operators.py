@@ -1,8 +1,4 @@
-"""Mirrors detection/engine/operators.py: functions whose operators are counted by hand."""
-
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -63,7 +59,7 @@ def test_operators_are_counted_by_name_but_views_are_not() -> None:
         (lambda: X.gather(1, torch.zeros(3, 1, dtype=torch.int64)), 1, 0),
     ],
 )
-def test_what_depends_on_values_waits_once(call: Callable[[], object], operators: int, waits: int) -> None:
+def test_what_depends_on_values_waits_once(call, operators, waits) -> None:
     counts = count_operators(call)
     assert counts.waits == waits
     assert counts.operators >= operators

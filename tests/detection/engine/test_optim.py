@@ -1,7 +1,3 @@
-"""Mirrors detection/engine/optim.py."""
-
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any
@@ -15,6 +11,8 @@ from detection.engine.optim import build_optimizer, clip_gradients, learning_rat
 
 SOLVER = SolverConfig(base_lr=0.1, momentum=0.8, weight_decay=0.02, bias_lr_factor=2.0)
 ADAMW = replace(SOLVER, optimizer="adamw")
+COSINE: dict[str, Any] = {"schedule": "cosine", "iterations": 200}
+WARM_UP: dict[str, Any] = {"warmup_iterations": 100, "warmup_factor": 0.0}
 
 
 def make_model() -> nn.Module:
@@ -33,7 +31,7 @@ def settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tu
 
 
 @pytest.mark.parametrize("solver", [SOLVER, ADAMW])
-def test_every_trainable_parameter_has_its_rate_and_decay(solver: SolverConfig) -> None:
+def test_every_trainable_parameter_has_its_rate_and_decay(solver) -> None:
     model = make_model()
     optimizer = build_optimizer(model, solver)
     kinds = {"weight": ("0.weight", "2.weight", "6.weight"), "bias": ("0.bias", "6.bias")}
@@ -73,30 +71,18 @@ def test_steps_by_hand() -> None:
     assert steps(ADAMW, 1) == pytest.approx((5.0 - 0.1 * 0.02 * 5.0 - 0.1, 5.0 - 0.2))
 
 
-@pytest.mark.parametrize(
-    ("options", "rates"),
-    [
+def test_schedules() -> None:
+    cases: list[tuple[Any, dict[int, float]]] = [
         ({"steps": (100, 150), "gamma": 0.5}, {0: 0.1, 99: 0.1, 100: 0.05, 149: 0.05, 150: 0.025, 10**6: 0.025}),
-        (
-            {"steps": (), "warmup_iterations": 100, "warmup_factor": 0.2},
-            {0: 0.02, 25: 0.04, 50: 0.06, 99: 0.0992, 100: 0.1},
-        ),
-        ({"steps": (40,), "gamma": 0.1, "warmup_iterations": 100, "warmup_factor": 0.0}, {50: 0.1 * 0.5 * 0.1}),
-        (
-            {"schedule": "cosine", "iterations": 200},
-            {0: 0.1, 50: 0.1 * (1 + math.sqrt(0.5)) / 2, 100: 0.05, 200: 0, 300: 0},
-        ),
-        (
-            {"schedule": "cosine", "iterations": 200, "warmup_iterations": 200, "warmup_factor": 0.0},
-            {0: 0, 100: 0.1 * 0.5 * 0.5},
-        ),
+        ({"steps": (), **WARM_UP, "warmup_factor": 0.2}, {0: 0.02, 25: 0.04, 50: 0.06, 99: 0.0992, 100: 0.1}),
+        ({"steps": (40,), "gamma": 0.1, **WARM_UP}, {50: 0.1 * 0.5 * 0.1}),
+        (COSINE, {0: 0.1, 50: 0.1 * (1 + math.sqrt(0.5)) / 2, 100: 0.05, 200: 0, 300: 0}),
+        (COSINE | WARM_UP | {"warmup_iterations": 200}, {0: 0, 100: 0.1 * 0.5 * 0.5}),
         ({"schedule": "poly", "iterations": 200}, {0: 0.1, 100: 0.1 * 0.5**0.9, 200: 0}),
-    ],
-    ids=["steps", "warm-up", "both", "cosine", "cosine with warm-up", "poly"],
-)
-def test_schedules(options: dict[str, Any], rates: dict[int, float]) -> None:
-    solver = SolverConfig(base_lr=0.1, **options)
-    assert {at: learning_rate(solver, at) for at in rates} == pytest.approx(rates, abs=1e-12)
+    ]
+    for options, rates in cases:
+        solver = SolverConfig(base_lr=0.1, **options)
+        assert {at: learning_rate(solver, at) for at in rates} == pytest.approx(rates, abs=1e-12)
 
 
 def test_gradients_are_clipped_by_their_joint_norm() -> None:

@@ -1,7 +1,3 @@
-"""Mirrors detection/engine/signals.py."""
-
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -17,7 +13,7 @@ def handlers() -> list[object]:
 
 @pytest.mark.usefixtures("not_under_nohup")
 @pytest.mark.parametrize("number", STOPPING)
-def test_the_first_signal_is_noted_and_handlers_come_back(number: signal.Signals) -> None:
+def test_the_first_signal_is_noted_and_handlers_come_back(number) -> None:
     before = handlers()
     with stop_request() as request:
         assert request.name is None
@@ -30,15 +26,12 @@ def test_the_first_signal_is_noted_and_handlers_come_back(number: signal.Signals
     assert handlers() == before
 
 
-def test_a_second_ctrl_c_ends_at_once() -> None:
+def test_a_second_ctrl_c_ends_at_once_and_another_thread_notes_nothing() -> None:
     with stop_request() as request:
         os.kill(os.getpid(), signal.SIGINT)
         assert request.name == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_another_thread_notes_nothing() -> None:
     found = []
 
     def work() -> None:

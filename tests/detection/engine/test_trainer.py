@@ -1,7 +1,3 @@
-"""Mirrors detection/engine/trainer.py on a model of two weights; whole runs are in tests/detection/tasks."""
-
-from __future__ import annotations
-
 import itertools
 import json
 import os
@@ -25,6 +21,7 @@ from detection.engine.loop import NotFiniteError
 from detection.engine.manifest import read_manifest
 from detection.engine.signals import StoppedError
 from detection.engine.trainer import Trainer, is_finished
+from detection.evaluation.metrics import Metric
 from detection.padded import Targets
 from detection.structures import ImageBatch, Target
 
@@ -60,7 +57,7 @@ def batches(**_: Any):
 
 
 @pytest.fixture
-def make_trainer(make_index, tmp_path: Path) -> Any:
+def make_trainer(make_index, tmp_path):
     index = make_index([[((0, 0, 9, 9), 0, False)]] * 2)
 
     def make(
@@ -111,7 +108,7 @@ def test_reports_have_means_and_the_rate_follows_its_schedule(make_trainer) -> N
     assert model.frames == ["run", "step"]  # nothing else lies between a task and the model
 
 
-def test_data_val_is_watched_and_chooses_what_is_tested_once(make_trainer) -> None:
+def test_data_val_is_watched_and_chooses_what_is_tested_once(make_trainer, monkeypatch) -> None:
     model, weights = LineModel(), list[float]()
     trainer = make_trainer(model, validate=validating(0.1, 0.5, None, 0.3), test=noting(weights), evaluate_every=1)
     result = trainer.run()
@@ -124,10 +121,15 @@ def test_data_val_is_watched_and_chooses_what_is_tested_once(make_trainer) -> No
     assert resolve_weights(trainer.output).name == "best.safetensors"
     again = make_trainer(name="peeked", validate=validating(0.5), test=noting([]), sets=("a:test", "a:test"))
     assert again.run()["weights"]["chosen_on_test"] is True
+    error = Metric("bbox.AP", "error", lower_is_better=True)
+    monkeypatch.setattr("detection.evaluation.metrics.METRICS", (error,))
+    values, keys = (0.5, None, 0.2, 0.3), {"evaluate_every": 1, "keep_checkpoints": 1}
+    lower = make_trainer(name="lower", validate=validating(*values), test=noting([]), **keys)
+    assert lower.run()["weights"]["iteration"] == 3
 
 
 @pytest.mark.parametrize("options", [{}, {"validate": validating(0.1, 0.5, 0.2, 0.3), "best_metric": None}])
-def test_without_a_choice_the_last_weights_are_tested(make_trainer, options: dict[str, Any]) -> None:
+def test_without_a_choice_the_last_weights_are_tested(make_trainer, options) -> None:
     weights = list[float]()
     trainer = make_trainer(test=noting(weights), evaluate_every=1, **options)
     result = trainer.run()
@@ -164,7 +166,7 @@ def test_patience_ends_a_run_that_goes_on_only_with_more_of_it(make_trainer, cap
 
 
 @pytest.mark.parametrize("left", [("0000002.safetensors", "best.safetensors"), ("best.safetensors",)])
-def test_best_weights_that_were_chosen_otherwise_are_put_aside(make_trainer, left: tuple[str, ...]) -> None:
+def test_best_weights_that_were_chosen_otherwise_are_put_aside(make_trainer, left) -> None:
     """The run goes on without data.val, or its checkpoints but the best were deleted and it starts anew."""
     first = make_trainer(validate=validating(0.1, 0.5), iterations=2, evaluate_every=1)
     first.run()
@@ -179,6 +181,14 @@ def test_best_weights_that_were_chosen_otherwise_are_put_aside(make_trainer, lef
 
 
 def test_a_finished_run_gives_its_result_again_and_writes_nothing(make_trainer, capsys) -> None:
+    def killed(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    weights, model = list[float](), LineModel()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(test=killed, name="killed").run()  # before its test: it is only tested
+    assert make_trainer(model, test=noting(weights), name="killed", resume=True).run()["trained"] == 4
+    assert (len(weights), model.modes) == (1, [])
     make_trainer(test=lambda model, facts: {"bbox": {"AP": 0.5}}).run()
     again = make_trainer(test=lambda model, facts: {}, base_lr=0.2, resume=True)
     (again.output / "result.json").write_text('{"bbox": {"AP": 0.5}}')  # as the tasks' tests do
@@ -193,19 +203,8 @@ def test_a_finished_run_gives_its_result_again_and_writes_nothing(make_trainer, 
     assert make_trainer(name="untested", resume=True).run() == {}
 
 
-def test_a_run_that_was_killed_before_its_test_is_only_tested(make_trainer) -> None:
-    def fails(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(test=fails).run()
-    weights, model = list[float](), LineModel()
-    assert make_trainer(model, test=noting(weights), resume=True).run()["trained"] == 4
-    assert (len(weights), model.modes) == (1, [])
-
-
 @pytest.mark.parametrize(("mode", "expected"), [("stop", 0), ("skip", 3 * 4)])  # buffers of the one layer, steps
-def test_steps_of_a_plain_run_clone_no_statistics(make_trainer, monkeypatch, mode: str, expected: int) -> None:
+def test_steps_of_a_plain_run_clone_no_statistics(make_trainer, monkeypatch, mode, expected) -> None:
     model, cloned, clone = LineModel(), list[int](), Tensor.clone
     trainer, buffers = make_trainer(model, on_not_finite=mode), {id(buffer) for buffer in model.buffers()}
 
@@ -231,7 +230,7 @@ def test_a_step_that_is_skipped_leaves_everything_but_the_place_in_the_run(make_
     model = LineModel(breaks=True)
     trainer = make_trainer(model, on_not_finite="skip", checkpoint_every=1, keep_checkpoints=9, momentum=0.9)
     trainer.run()
-    assert column(trainer, "iteration") == [1, 2, 3, 4]
+    assert (column(trainer, "iteration"), column(trainer, "loss/total")[2]) == ([1, 2, 3, 4], 0)
     assert saved(trainer.output, 2) == saved(trainer.output, 3) != saved(trainer.output, 4)
     assert all(buffer.isfinite().all() for buffer in model.buffers())
     dump = json.loads((trainer.output / "not_finite" / "0000002.json").read_text())

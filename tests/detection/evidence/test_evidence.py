@@ -1,17 +1,7 @@
-"""The experiments that documents cite: what is done, what is left, and records alone at the end."""
-
-from __future__ import annotations
-
 import json
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import yaml
-from PIL import Image
 
 from detection.evidence.plan import format_plan, load_evidence, plan_evidence
 from detection.evidence.run import run_evidence
@@ -34,35 +24,22 @@ device: cpu
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def checkout(write_colors, tmp_path, monkeypatch):
     """The current folder: a list of one experiment of four runs over red and blue images."""
     for name, text in (("list.yaml", LIST), ("depth.yaml", DEPTH), ("base.yaml", BASE), ("README.md", "# Results\n")):
         (tmp_path / name).write_text(text)
-    random = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for channel, name in ((0, "red"), (2, "blue")):
-            (tmp_path / split / name).mkdir(parents=True)
-            for number in range(6):
-                pixels = random.integers(0, 90, (32, 32, 3), dtype=np.uint8)
-                pixels[..., channel] += 100
-                Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
-    splits = {split: {"folder": split} for split in ("train", "test")}
-    card = {"format": "image_folder", "root": str(tmp_path), "classes": ["red", "blue"], "splits": splits}
-    (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
+    write_colors(tmp_path, train=6, test=6)
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGTERM)  # which the command takes, here in the process of the tests
     yield tmp_path
     signal.signal(signal.SIGTERM, before)
 
 
-def test_committed_records_count_as_done_and_say_what_the_rest_takes(checkout: Path) -> None:
+def test_committed_records_count_as_done_and_say_what_the_rest_takes(checkout) -> None:
     runs = checkout / "docs" / "experiments" / "depth" / "runs"
-    for run, status in (
-        ("plain20/0", {"state": "done", "hours": 0.2}),
-        ("resnet20/0", {"state": "failed", "hours": 0.1}),
-    ):
+    for run, state, hours in (("plain20/0", "done", 0.2), ("resnet20/0", "failed", 0.1)):
         (runs / run).mkdir(parents=True)
-        (runs / run / "status.json").write_text(json.dumps(status))
+        (runs / run / "status.json").write_text(json.dumps({"state": state, "hours": hours}))
     evidence = load_evidence("list.yaml")
     (planned,) = plan_evidence(evidence, checkout)
     assert planned.hours == {"runs/plain20/0": 0.2}
@@ -78,10 +55,9 @@ def test_committed_records_count_as_done_and_say_what_the_rest_takes(checkout: P
 
 
 @pytest.mark.slow
-def test_runs_leave_records_alone_which_count_in_a_clone(checkout: Path, resdet: Callable[..., Any]) -> None:
+def test_runs_leave_records_alone_which_count_in_a_clone(checkout, succeeds) -> None:
     (checkout / "depth.yaml").write_text(DEPTH.replace("[0, 1]", "[0]"))
-    ended = resdet("evidence", "--list", "list.yaml")
-    assert ended.status == 0, ended.err
+    succeeds("evidence", "--list", "list.yaml")
     folder = checkout / "docs" / "experiments" / "depth"
     kept = {"config.yaml", "manifest.json", "metrics.jsonl", "per_image.json", "result.json", "status.json"}
     for run in folder.glob("runs/*/*"):
@@ -89,9 +65,8 @@ def test_runs_leave_records_alone_which_count_in_a_clone(checkout: Path, resdet:
         assert str(checkout) not in (run / "manifest.json").read_text()
     for split in ("train", "test"):
         (checkout / split).rename(checkout / f"no_{split}")  # a clone has no data
-    again = resdet("evidence", "--list", "list.yaml")
-    assert again.status == 0, again.err
-    assert "depth: done before" in again.out
+    again = succeeds("evidence", "--list", "list.yaml")
+    assert "depth: done before" in again
     result = folder / "runs" / "plain20" / "0" / "result.json"
     found = json.loads(result.read_text())
     found["classification"]["top1"] += 0.1

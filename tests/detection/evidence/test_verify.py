@@ -1,13 +1,9 @@
 """What documents print follows from records, and a figure altered by hand is found."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,7 +27,7 @@ AP {{ short.figure("bbox.AP")|percent }} after {{ short.steps|fixed }} steps in 
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+def checkout(tmp_path) -> Path:
     """A run of 1,000 steps, and a README with a block of its figures."""
     run, evidence = tmp_path / "docs" / "runs" / "short", tmp_path / "docs" / "evidence"
     run.mkdir(parents=True)
@@ -59,7 +55,7 @@ def test_the_figures_of_this_repository_follow_from_its_records() -> None:
 
 
 @pytest.mark.slow
-def test_the_reports_of_this_repository_follow_from_detections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reports_of_this_repository_follow_from_detections(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RESDET_DATA_ROOT", str(tmp_path))  # no data set is needed
     verdict = verify(ROOT, full=True)
     assert [*map(str, verdict.findings)] == []
@@ -67,7 +63,7 @@ def test_the_reports_of_this_repository_follow_from_detections(tmp_path: Path, m
         assert "follows from the detections" in verdict.reports[name]
 
 
-def test_labels_are_those_that_a_run_was_tested_on(tmp_path: Path) -> None:
+def test_labels_are_those_that_a_run_was_tested_on(tmp_path) -> None:
     index, path = read_labels(ROOT / BCCD / "labels.json"), tmp_path / "labels.json"
     tested = json.loads((ROOT / BCCD / "runs/plain18/0/manifest.json").read_text())[-1]["data"]["test"]
     assert (len(index), index_digest(index)) == (tested["images"], tested["sha256"])
@@ -79,7 +75,7 @@ def test_labels_are_those_that_a_run_was_tested_on(tmp_path: Path) -> None:
         write_labels(replace(index, label_maps=maps), path)
 
 
-def test_figures_altered_by_hand_are_named(resdet: Callable[..., Any], tmp_path: Path) -> None:
+def test_figures_altered_by_hand_are_named(resdet, tmp_path) -> None:
     shutil.copy(ROOT / "README.md", tmp_path)
     shutil.copytree(ROOT / "datasets", tmp_path / "datasets", ignore=lambda folder, names: {*names} - {"README.md"})
     left_out = shutil.ignore_patterns("experiment.json", "runs.*", "detections.json", "figures", "*.html", "*.svg")
@@ -98,7 +94,7 @@ def test_figures_altered_by_hand_are_named(resdet: Callable[..., Any], tmp_path:
         assert any(line.startswith(f"{document}:") and named in line for line in outcome.out.splitlines())
 
 
-def test_a_changed_figure_names_both_values_and_is_written_again(checkout: Path) -> None:
+def test_a_changed_figure_names_both_values_and_is_written_again(checkout) -> None:
     readme = checkout / "README.md"
     assert "AP 57.7 after 1,000 steps in 3.0 minutes." in readme.read_text()
     altered(readme, "57.7", "59.7")
@@ -120,13 +116,13 @@ def test_a_changed_figure_names_both_values_and_is_written_again(checkout: Path)
         ("README.md", "<!-- end of figures -->", "", "quality"),
     ],
 )
-def test_what_a_template_asks_for_in_vain_is_named(file: str, old: str, new: str, named: str, checkout: Path) -> None:
+def test_what_a_template_asks_for_in_vain_is_named(file, old, new, named, checkout) -> None:
     altered(checkout / file, old, new)
     with pytest.raises(ValueError, match=named):
         verify(checkout)
 
 
-def test_figures_outside_blocks_take_an_entry(checkout: Path) -> None:
+def test_figures_outside_blocks_take_an_entry(checkout) -> None:
     readme, entries = checkout / "README.md", checkout / "docs" / "evidence" / "unbound.yaml"
     with readme.open("a") as stream:
         stream.write("\n## Speed\n\nmAP of 71.5 in 3 runs.\n\n| | seconds |\n|---|---|\n| step | 0.59 |\n\n")
@@ -146,7 +142,7 @@ def test_figures_outside_blocks_take_an_entry(checkout: Path) -> None:
     assert (len(files), {*files}) == (3, {"README.md", "docs/evidence/unbound.yaml"})
 
 
-def test_a_report_is_held_to_the_results_of_its_runs(tmp_path: Path) -> None:
+def test_a_report_is_held_to_the_results_of_its_runs(tmp_path) -> None:
     folder = tmp_path / BCCD
     shutil.copytree(ROOT / BCCD, folder, ignore=shutil.ignore_patterns("detections.json", "figures"))
     for run in folder.glob("runs/*/*"):

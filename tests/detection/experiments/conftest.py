@@ -1,16 +1,15 @@
 """A tiny data set, and small scripts in the place of trainings."""
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 
 @pytest.fixture
-def card(make_coco: Callable[..., Path], write_card: Callable[..., str]) -> str:
+def card(make_coco, write_card) -> str:
     """Four images of training, three of test and one of validation, with cats and dogs."""
     for split, numbers in (("train", range(1, 5)), ("test", range(5, 8)), ("val", range(8, 9))):
         cats = [{"id": n, "image_id": n, "category_id": 3, "bbox": [9, 9, 20, 20], "area": 400} for n in numbers]
@@ -20,7 +19,21 @@ def card(make_coco: Callable[..., Path], write_card: Callable[..., str]) -> str:
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Callable[[str], tuple[str, ...]]:
+def write_swap(tmp_path):
+    """Writes a base config and an experiment over it; keys given as None are left out."""
+
+    def write(base: str, /, **keys: Any) -> Path:
+        (tmp_path / "base.yaml").write_text(base)
+        values = {"base": "base.yaml", "seeds": [0], "allowed": ["backbone.name"]} | keys
+        kept = {key: value for key, value in values.items() if value is not None}
+        (tmp_path / "swap.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
+        return tmp_path / "swap.yaml"
+
+    return write
+
+
+@pytest.fixture
+def program(tmp_path):
     """A command that runs a script; it has ``option`` and ``config`` of a training's command line, and ``run``."""
 
     def make(script: str) -> tuple[str, ...]:

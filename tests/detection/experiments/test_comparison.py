@@ -1,10 +1,5 @@
-"""Mirrors detection/experiments/comparison.py, with a small script in the trainings' place."""
-
-from __future__ import annotations
-
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,24 +36,15 @@ solver: {base_lr: 0.01, iterations: 100, steps: [50, 80], warmup_iterations: 10,
 GRID = {"name": "learning_rate_grid", "factors": [1, 2, 4], "validation": ["coco.yaml:val"]}
 KIND = replace(DETECTORS, hash_weights=lambda config, _: f"{config.backbone.name} {config.seed}")  # builds no network
 
-Make = Callable[..., Comparison[Any]]
-
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def make(tmp_path: Path, card: str, said: list[str], program: Any, monkeypatch: pytest.MonkeyPatch) -> Make:
+def make(tmp_path, card, said, program, write_swap, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base.yaml").write_text(BASE)
     trainer = program(TRAINER)
 
     def build(*backbones: str, seeds: tuple[int, ...] = (0,), **keys: Any) -> Comparison[Any]:
         variants = {name: [f"backbone.name={name}"] for name in backbones or ("resnet18", "plain18")}
-        values = {"base": "base.yaml", "seeds": list(seeds), "allowed": ["backbone.name"], "variants": variants} | keys
-        (tmp_path / "swap.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        write_swap(BASE, **{"seeds": [*seeds], "variants": variants, **keys})
         experiment = load_experiment("swap.yaml", [f"data.root={tmp_path}"])
         programs = Programs(trainer, (*trainer, "--output-dir", "out"))
         return Comparison(experiment, KIND, Path("out"), programs, say=said.append)
@@ -78,7 +64,7 @@ def finished() -> list[str]:
     return sorted(str(path.parent.relative_to("out/runs")) for path in Path("out/runs").glob("*/*/result.json"))
 
 
-def test_every_variant_is_trained_with_every_seed_and_measured_once(make: Make, said: list[str]) -> None:
+def test_every_variant_is_trained_with_every_seed_and_measured_once(make, said) -> None:
     assert make(seeds=(0, 1)).run()
     assert finished() == [f"{name}/{seed}" for name in ("plain18", "resnet18") for seed in (0, 1)]
     seeds = [yaml.safe_load((Path("out/runs") / run / "config.yaml").read_text())["seed"] for run in finished()]
@@ -100,7 +86,7 @@ def test_every_variant_is_trained_with_every_seed_and_measured_once(make: Make, 
     assert said[0].startswith("warning: the code has changed since these runs: {'plain18': 'seed 1: 0000")
 
 
-def test_heads_are_trained_with_every_variant_and_known_to_the_report(make: Make) -> None:
+def test_heads_are_trained_with_every_variant_and_known_to_the_report(make) -> None:
     heads = {"slow": {}, "fast": {"solver": {"base_lr": 0.02}}}
     assert make(heads=heads).run()
     assert finished() == [f"{head}.{name}/0" for head in ("fast", "slow") for name in ("plain18", "resnet18")]
@@ -109,7 +95,7 @@ def test_heads_are_trained_with_every_variant_and_known_to_the_report(make: Make
     assert read("costs/fast.plain18.json")["weights"] == "out/runs/fast.plain18/0"
 
 
-def test_all_runs_share_the_layout_that_was_chosen_first(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_runs_share_the_layout_that_was_chosen_first(make, monkeypatch) -> None:
     for layout in ("contiguous", "channels_last"):
         monkeypatch.setattr("detection.experiments.comparison.layout_of", lambda *_, own=layout: own)
         comparison = make(overrides=["solver.layout=auto"])
@@ -117,7 +103,7 @@ def test_all_runs_share_the_layout_that_was_chosen_first(make: Make, monkeypatch
         assert {run.config.solver.layout for run in runs} == {"contiguous"}
 
 
-def test_a_diverging_variant_and_failed_costs_are_reported(make: Make, said: list[str]) -> None:
+def test_a_diverging_variant_and_failed_costs_are_reported(make, said) -> None:
     assert not make("resnet18", "plain34").run()
     assert read_status(Path("out/runs/plain34/0"))["error"] == "loss is not finite"
     assert read_status(Path("out/runs/resnet18/0"))["state"] == "done"
@@ -131,17 +117,16 @@ def test_a_diverging_variant_and_failed_costs_are_reported(make: Make, said: lis
         measure_variant(comparison.experiment, KIND, Path("out"), "vgg")
 
 
-def test_a_smuggled_difference_stops_before_anything_is_written(make: Make) -> None:
+def test_a_smuggled_difference_stops_before_anything_is_written(make) -> None:
     variants = {"a": ["backbone.name=resnet18"], "b": ["backbone.name=plain18", "solver.base_lr=0.02"]}
+    message = r"solver\.base_lr differs and is not allowed to: a has 0\.01, b has 0\.02"
     for act in (Comparison.run, Comparison.plan, lambda comparison: comparison.run_one(0)):
-        with pytest.raises(
-            ValueError, match=r"solver\.base_lr differs and is not allowed to: a has 0\.01, b has 0\.02"
-        ):
+        with pytest.raises(ValueError, match=message):
             act(make(variants=variants))
     assert not Path("out").exists()
 
 
-def test_an_index_is_one_run_and_a_plan_lists_them_with_states_and_hours(make: Make) -> None:
+def test_an_index_is_one_run_and_a_plan_lists_them_with_states_and_hours(make) -> None:
     backbones, seeds = ("resnet18", "resnet34"), (0, 1)
     assert make(*backbones, seeds=seeds).run_one(1)
     assert finished() == ["resnet18/1"]
@@ -157,7 +142,7 @@ def test_an_index_is_one_run_and_a_plan_lists_them_with_states_and_hours(make: M
     assert not Path("out/plan.json").exists()
 
 
-def test_equal_time_gives_steps_by_their_length_and_keeps_them(make: Make, said: list[str]) -> None:
+def test_equal_time_gives_steps_by_their_length_and_keeps_them(make, said) -> None:
     protocol = {"name": "equal_time", "minutes": 0.1}
     with pytest.raises(ValueError, match=r"out/plan\.json is missing: run once with --dry-run"):
         make("resnet18", "resnet34", protocol=protocol).run_one(0)
@@ -178,7 +163,7 @@ def test_equal_time_gives_steps_by_their_length_and_keeps_them(make: Make, said:
 
 
 @pytest.mark.slow
-def test_a_grid_grows_beyond_its_edge_and_its_best_rate_is_trained(make: Make, said: list[str]) -> None:
+def test_a_grid_grows_beyond_its_edge_and_its_best_rate_is_trained(make, said) -> None:
     assert make(protocol=GRID | {"factors": [0.5, 1], "extend": 3}).run()
     assert any("lies at an edge of the grid; also trying resnet18/2, plain18/2" in line for line in said)
     grid = read("grid.json")
@@ -193,7 +178,7 @@ def test_a_grid_grows_beyond_its_edge_and_its_best_rate_is_trained(make: Make, s
 
 
 @pytest.mark.slow
-def test_a_grid_that_grows_renumbers_no_run(make: Make) -> None:
+def test_a_grid_that_grows_renumbers_no_run(make) -> None:
     comparison = make(protocol=GRID | {"factors": [0.5, 1], "extend": 1})
     numbered = comparison.plan().splitlines()
     assert all(comparison.run_one(index) for index in range(4))
@@ -204,7 +189,7 @@ def test_a_grid_that_grows_renumbers_no_run(make: Make) -> None:
         comparison.run_one(4)
 
 
-def test_an_array_trains_after_the_search_and_a_variant_without_a_rate_is_reported(make: Make, said: list[str]) -> None:
+def test_an_array_trains_after_the_search_and_a_variant_without_a_rate_is_reported(make, said) -> None:
     comparison = make("resnet18", "plain34", protocol=GRID | {"factors": [1, 2]})
     with pytest.raises(ValueError, match=r"--index 4 needs the rates .* runs \[0, 1, 2, 3\] are not done"):
         comparison.run_one(4)
@@ -217,17 +202,11 @@ def test_an_array_trains_after_the_search_and_a_variant_without_a_rate_is_report
     assert set(read("experiment.json")["hashes"]["initial_weights"]) == {"resnet18", "plain34"}
 
 
-@pytest.mark.parametrize(
-    ("keys", "names"),
-    [
-        ({"validation": ["coco.yaml:test"]}, r"of data\.test \['coco\.yaml:test'\] 3 are in"),
-        (
-            {"validation": ["coco.yaml:train"]},
-            "protocol.train or else data.train and protocol.validation share 4 images",
-        ),
-    ],
-)
-def test_rates_are_not_chosen_on_images_of_test_or_training(make: Make, keys: dict[str, Any], names: str) -> None:
-    with pytest.raises(ValueError, match=names):
-        make(protocol=GRID | keys).run()
+def test_rates_are_not_chosen_on_images_of_test_or_training(make) -> None:
+    for validation, names in (
+        ("coco.yaml:test", r"of data\.test \['coco\.yaml:test'\] 3 are in"),
+        ("coco.yaml:train", "protocol.train or else data.train and protocol.validation share 4 images"),
+    ):
+        with pytest.raises(ValueError, match=names):
+            make(protocol=GRID | {"validation": [validation]}).run()
     assert not Path("out/grid").exists()

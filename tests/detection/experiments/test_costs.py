@@ -1,30 +1,36 @@
-"""Mirrors detection/experiments/costs.py."""
-
-from __future__ import annotations
-
+import json
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from detection.build import build_detector
-from detection.config import detection as config_of
-from detection.config.detection import AnchorConfig, DetectionConfig, DetectorBackboneConfig
+from detection.config.detection import AnchorConfig, BoxConfig, DetectionConfig, DetectorBackboneConfig, MaskConfig
+from detection.config.load import parse_config
 from detection.engine.checkpoint import read_checkpoint, write_converted
 from detection.engine.latency import measure_latency, percentile
 from detection.experiments import costs
 from detection.experiments.costs import count_gflops, measure_costs
+from detection.experiments.experiment import load_experiment
+from detection.experiments.latency import Place, measure_latencies
 from detection.structures import Detections, ImageBatch
 
-TINY = DetectionConfig(
-    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2, freeze_at=1),
-    anchors=AnchorConfig(sizes=(16.0, 32.0)),
-    rpn=config_of.RPNConfig(channels=16, pre_nms_test=64, post_nms_test=10),
-    data=config_of.DetectorDataConfig(shorter_side=64, longer_side=96, workers=0),
-    device="cpu",
-)
+TEXT = """
+backbone: {name: resnet18, norm: gn, roi_size: 2, freeze_at: 1}
+anchors: {sizes: [16, 32]}
+rpn: {channels: 16, pre_nms_test: 64, post_nms_test: 10}
+data: {shorter_side: 64, longer_side: 96, workers: 0}
+device: cpu
+"""
+TINY = parse_config(DetectionConfig, TEXT)
+BASE = """
+backbone: {name: cifar_resnet20, norm: gn, roi_size: 1}
+rpn: {channels: 8, pre_nms_test: 16, post_nms_test: 4}
+data: {train: [coco.yaml:train], test: [coco.yaml:test], shorter_side: 32, longer_side: 48}
+device: cpu
+"""
 
 
 def conv(in_channels: int, out_channels: int, side: int, height: int, width: int) -> int:
@@ -53,14 +59,13 @@ def test_multiply_adds_are_those_of_a_count_by_hand() -> None:
         detector = build_detector(replace(TINY, backbone=backbone, rpn=replace(TINY.rpn, channels=512)), 3)
         counted = 1e9 * count_gflops(detector, (64, 96), proposals=regions)
         expected = plain18_c4(64, 96) + rpn + regions * per_region
-        assert (
-            expected <= counted <= 1.02 * expected
-        )  # fvcore also counts the frozen norms' and the average's additions
+        # fvcore also counts the frozen norms' and the average's additions
+        assert expected <= counted <= 1.02 * expected
 
 
 def test_a_pyramid_is_counted_with_its_heads_and_a_detector_without_regions_whole() -> None:
     backbone = DetectorBackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=16)
-    anchors, box = AnchorConfig(sizes=(8, 16, 32, 64, 128)), config_of.BoxConfig(head="fc", head_channels=32)
+    anchors, box = AnchorConfig(sizes=(8, 16, 32, 64, 128)), BoxConfig(head="fc", head_channels=32)
     detector = build_detector(replace(TINY, backbone=backbone, anchors=anchors, box=box), 3)
     few, many = (count_gflops(detector, (64, 96), proposals=count) for count in (10, 110))
     assert 1e9 * (many - few) == pytest.approx(100 * (16 * 49 * 32 + 32 * 32 + 32 * 16), rel=0.01)
@@ -95,7 +100,7 @@ def test_every_image_is_timed_once_after_the_warm_up() -> None:
     assert percentile([7.0], 0.95) == 7.0
 
 
-def test_costs_of_a_trained_detector(card: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_of_a_trained_detector(card, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(costs, "count_gflops", lambda *_, **__: 1.5)  # tracing takes seconds
     backbone = DetectorBackboneConfig(name="cifar_resnet20", norm="gn", roi_size=2, freeze_at=1)
     config = replace(TINY, backbone=backbone, data=replace(TINY.data, test=(f"{card}:test",), root=str(tmp_path)))
@@ -116,8 +121,38 @@ def test_costs_of_a_trained_detector(card: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_head_is_all_that_runs_on_regions() -> None:
-    masked = replace(TINY, architecture="mask_rcnn", mask=config_of.MaskConfig(channels=8))
+    masked = replace(TINY, architecture="mask_rcnn", mask=MaskConfig(channels=8))
     with torch.device("meta"):
         plain, with_masks = build_detector(TINY, 3), build_detector(masked, 3)
     assert plain.head_modules() == [plain.box_stage]
     assert with_masks.head_modules() == [with_masks.box_stage, with_masks.mask_stage]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("card")
+def test_each_place_has_a_file_of_all_variants(write_swap, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_swap(BASE, variants={"small": [], "plain": ["backbone.name=cifar_plain20"]})
+    experiment, before = load_experiment(path, [f"data.root={tmp_path}"]), torch.get_num_threads()
+    places = Place(threads=1), Place(batch=2, precision="bf16")
+    paths = [measure_latencies(experiment, tmp_path / "out", place, say=lambda _: None) for place in places]
+    assert torch.get_num_threads() == before
+    assert {path.parent for path in paths} == {tmp_path / "out" / "latency"}
+    first, second = (json.loads(path.read_text()) for path in paths)
+    assert (first["threads"], first["batch"], first["precision"]) == (1, 1, "fp32")
+    assert "1 thread" in first["described"]
+    assert [first["variants"]["small"]["images"], second["variants"]["small"]["images"]] == [3, 2]
+    assert first["variants"].keys() == {"small", "plain"}
+    assert all(0 < row["p50"] <= row["p95"] and row["weights"] is None for row in second["variants"].values())
+
+
+def test_places_that_are_not_there_are_refused(monkeypatch) -> None:
+    cases: list[tuple[bool, dict[str, Any], str]] = [
+        (False, {"device": "cuda"}, "--latency-on cuda"),
+        (True, {"device": "cuda", "threads": 3}, "--threads 3"),
+        (True, {"exported": "onnx", "precision": "bf16"}, "--exported onnx"),
+    ]
+    for there, place, message in cases:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        with pytest.raises(ValueError, match=message):
+            Place(**place)

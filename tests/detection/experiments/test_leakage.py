@@ -1,15 +1,9 @@
-"""Mirrors detection/experiments/leakage.py."""
-
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from PIL import Image
 
 from detection.config.detection import DetectionConfig
@@ -18,25 +12,15 @@ from detection.experiments.detectors import DETECTORS
 from detection.experiments.experiment import load_experiment, resolve_variants
 from detection.experiments.leakage import check_leakage
 
-Check = Callable[..., dict[str, Any]]
-Files = list[Path]
-
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def check(tmp_path: Path, card: str, said: list[str]) -> Check:
+def check(tmp_path, card, said, write_swap):
     """Looks for leakage in an experiment; gives leakage.json."""
-    (tmp_path / "base.yaml").write_text(f"data: {{train: ['{card}:train'], test: ['{card}:test'], root: {tmp_path}}}")
+    base = f"data: {{train: ['{card}:train'], test: ['{card}:test'], root: {tmp_path}}}"
 
     def call(*, near: bool = False, **keys: Any) -> dict[str, Any]:
-        variants = {"a": {}, "b": {"backbone": {"name": "plain18"}}}
-        values = {"base": "base.yaml", "seeds": [0], "allowed": ["backbone.name"], "variants": variants} | keys
-        (tmp_path / "swap.yaml").write_text(yaml.safe_dump(values))
-        experiment, output = load_experiment(tmp_path / "swap.yaml"), tmp_path / "out"
+        path = write_swap(base, variants={"a": {}, "b": {"backbone": {"name": "plain18"}}}, **keys)
+        experiment, output = load_experiment(path), tmp_path / "out"
         configs = resolve_variants(experiment, DetectionConfig)
         check_leakage(experiment, configs, DETECTORS, output, near=near, say=said.append)
         return json.loads((output / "leakage.json").read_text())
@@ -45,18 +29,16 @@ def check(tmp_path: Path, card: str, said: list[str]) -> Check:
 
 
 @pytest.fixture
-def train(check: Check, tmp_path: Path) -> list[Path]:
+def train(check, tmp_path) -> list[Path]:
     return sorted((tmp_path / "coco/train").glob("*.jpg"))
 
 
 @pytest.fixture
-def test(check: Check, tmp_path: Path) -> list[Path]:
+def test(check, tmp_path) -> list[Path]:
     return sorted((tmp_path / "coco/test").glob("*.jpg"))
 
 
-def test_images_of_their_own_pass_and_are_not_read_again(
-    check: Check, train: Files, test: Files, said: list[str], monkeypatch: Any
-) -> None:
+def test_images_of_their_own_pass_and_are_not_read_again(check, train, test, said, monkeypatch) -> None:
     found = check()
     assert (found["test_images"], found["train_images"], found["unread"]) == (3, 4, 0)
     assert (found["copies"], found["near_copies"]) == ({"count": 0, "examples": []}, None)
@@ -70,9 +52,7 @@ def test_images_of_their_own_pass_and_are_not_read_again(
         check()
 
 
-def test_copies_are_refused_with_both_files(
-    check: Check, train: Files, test: Files, tmp_path: Path, said: list[str]
-) -> None:
+def test_copies_are_refused_with_both_files(check, train, test, tmp_path, said) -> None:
     for number in (0, 2):
         shutil.copy(train[3 - number], test[number])
     with pytest.raises(ValueError, match="allow_leakage: true") as refusal:
@@ -89,7 +69,7 @@ def test_copies_are_refused_with_both_files(
         check(overrides=[f"data.train=[{card}:train,{card}:test]"])
 
 
-def test_near_copies_and_missing_images_are_told(check: Check, train: Files, test: Files, said: list[str]) -> None:
+def test_near_copies_and_missing_images_are_told(check, train, test, said) -> None:
     with Image.open(train[1]) as image:
         image.save(test[1], quality=70)
     found = check(near=True)
@@ -102,7 +82,7 @@ def test_near_copies_and_missing_images_are_told(check: Check, train: Files, tes
     assert [line.startswith("warning: ") and "coco.yaml:train" in line for line in said] == [True]
 
 
-def test_only_files_of_one_size_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_files_of_one_size_are_read(monkeypatch) -> None:
     read: list[str] = []
     monkeypatch.setattr(near_copies, "_content", lambda path: read.append(path) or path[-1].encode())
     pairs, unread = near_copies.copies_between({"a1": 10, "b2": 20, "c3": 30}, {"d1": 10, "e2": 21, "f4": 30})

@@ -1,7 +1,3 @@
-"""Mirrors detection/experiments/methods.py: the table's logic over a test that only takes notes."""
-
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import replace
@@ -11,24 +7,25 @@ from typing import Any
 
 import pytest
 
-from detection.config.detection import BoxConfig, DetectionConfig, DetectorDataConfig, PostprocessConfig
-from detection.config.load import dump_config
+from detection.config.detection import DetectionConfig
+from detection.config.load import dump_config, parse_config
 from detection.engine.checkpoint import Checkpoint
 from detection.experiments.methods import MethodRow, Outcome, format_outcomes, load_rows, read_outcomes, run_methods
 
 Calls = list[SimpleNamespace]
 TABLE9 = Path(__file__).parents[3] / "configs" / "methods" / "table9.yaml"
-CONFIG = DetectionConfig(
-    test=PostprocessConfig(nms_iou=0.4, score_threshold=0.01),
-    data=DetectorDataConfig(test=("a:test",), root="here", shorter_side=300),
-    device="cpu",
-)
-CONTEXT = DetectionConfig(
-    box=BoxConfig(context=True, pool="roi_align"),
-    test=PostprocessConfig(nms_iou=0.9, flip=True),
-    data=DetectorDataConfig(test=("b:test",), root="there"),
-    device="cuda",
-)
+PLAIN = """
+test: {nms_iou: 0.4, score_threshold: 0.01}
+data: {test: [a:test], root: here, shorter_side: 300}
+device: cpu
+"""
+OTHER = """
+box: {context: true, pool: roi_align}
+test: {nms_iou: 0.9, flip: true}
+data: {test: [b:test], root: there}
+device: cuda
+"""
+CONFIG, CONTEXT = parse_config(DetectionConfig, PLAIN), parse_config(DetectionConfig, OTHER)
 ROWS = (
     MethodRow(name="plain"),
     MethodRow(name="refined", test={"refine": True, "vote_iou": 0.5}),
@@ -49,7 +46,7 @@ MEMBERS = [checkpoint("one", CONFIG), checkpoint("two", CONTEXT)]
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+def calls(monkeypatch, tmp_path):
     """What the tests that ran were asked for; the result of each is its number, and it leaves its files."""
     calls = Calls()
 
@@ -66,13 +63,11 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     return calls
 
 
-def run(
-    rows: Any = ROWS, *, config: DetectionConfig = CONFIG, base: Checkpoint = BASE, **options: Any
-) -> list[Outcome]:
+def run(rows: Any = ROWS, *, config: Any = CONFIG, base: Checkpoint = BASE, **options: Any) -> list[Outcome]:
     return run_methods(config, rows, base, Path("out"), **options)
 
 
-def test_settings_add_up_and_context_and_ensemble_hold_for_all_rows_below(calls: Calls) -> None:
+def test_settings_add_up_and_context_and_ensemble_hold_for_all_rows_below(calls) -> None:
     outcomes = run(context=WITH_CONTEXT, ensemble=MEMBERS)
     assert [outcome.row for outcome in outcomes] == list(ROWS)
     plain = CONFIG.test
@@ -89,7 +84,7 @@ def test_settings_add_up_and_context_and_ensemble_hold_for_all_rows_below(calls:
     assert all(replace(call.config, test=CONFIG.test) == CONFIG for call in calls[:2])
 
 
-def test_rows_that_lack_their_checkpoints_do_not_run_but_their_settings_hold_below(calls: Calls) -> None:
+def test_rows_that_lack_their_checkpoints_do_not_run_but_their_settings_hold_below(calls) -> None:
     results = [outcome.result for outcome in run(limit=7)]
     assert results == [{"number": 1}, {"number": 2}, None, {"number": 3}, None, {"number": 4}]
     assert [call.output for call in calls] == [Path("out") / str(number) for number in (0, 1, 3, 5)]
@@ -102,13 +97,13 @@ def test_rows_that_lack_their_checkpoints_do_not_run_but_their_settings_hold_bel
 
 
 @pytest.mark.parametrize("setting", [{"refin": True}, {"vote_iou": 1.5}, {"scales": [400]}, {"flip": "yes"}])
-def test_a_bad_setting_of_the_last_row_costs_no_test(calls: Calls, setting: dict[str, Any]) -> None:
+def test_a_bad_setting_of_the_last_row_costs_no_test(calls, setting) -> None:
     with pytest.raises(ValueError, match=rf"test\.{next(iter(setting))}"):
         run((*ROWS, MethodRow(name="bad", test=setting)))
     assert calls == []
 
 
-def test_a_resumed_table_tests_what_is_missing_older_than_its_weights_or_of_other_settings(calls: Calls) -> None:
+def test_a_resumed_table_tests_what_is_missing_older_than_its_weights_or_of_other_settings(calls) -> None:
     Path("weights").touch()
     os.utime("weights", (1, 1))
     base, other = replace(BASE, path=Path("weights")), replace(CONFIG, test=replace(CONFIG.test, nms_iou=0.5))
@@ -154,7 +149,7 @@ def test_golden_table() -> None:
     assert " ".join(format_outcomes([]).split()) == "AP50 AP +AP50 +AP s/image paper AP50 / AP"
 
 
-def test_table_9_has_the_figures_of_the_paper_and_turns_on_one_method_after_the_other(calls: Calls) -> None:
+def test_table_9_has_the_figures_of_the_paper_and_turns_on_one_method_after_the_other(calls) -> None:
     in_paper = [(row.name, row.paper[:11]) for row in load_rows(TABLE9) if row.paper[:1].isdigit()]
     assert in_paper == [
         ("baseline", "48.4 / 27.2"),
@@ -191,7 +186,7 @@ def test_table_9_has_the_figures_of_the_paper_and_turns_on_one_method_after_the_
         (b"rows: [{name: a, needs: luck}]", r"rows\[0\]\.needs.*'context' or 'ensemble'.*'luck'"),
     ],
 )
-def test_malformed_files_are_refused_by_name(tmp_path: Path, text: bytes | None, message: str) -> None:
+def test_malformed_files_are_refused_by_name(tmp_path, text, message) -> None:
     path = tmp_path / "table.yaml"
     path.write_text("rows: [{name: a}, {name: b, test: {scales: [1, 2]}, needs: context, paper: 1 / 2}]")
     second = MethodRow(name="b", test={"scales": [1, 2]}, needs="context", paper="1 / 2")

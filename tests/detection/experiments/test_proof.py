@@ -1,10 +1,6 @@
-"""Mirrors detection/experiments/proof.py."""
-
-from __future__ import annotations
-
 import re
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,6 @@ import torch
 
 from detection.config.detection import DetectionConfig, DetectorBackboneConfig
 from detection.config.load import load_config
-from detection.data.index import AnnotationIndex
 from detection.experiments import proof
 from detection.experiments.detectors import DETECTORS
 from detection.experiments.experiment import load_experiment, resolve_variants
@@ -53,18 +48,13 @@ def test_a_stride_and_pre_training_that_differ_are_flagged() -> None:
     assert list(found["pre-training data"].values()) == sources
     assert "'bgr'" in found["input"]["c"]
     assert changes(a=with_backbone(), b=replace(with_backbone(), seed=3)) == {}
-    pyramids = {
-        name: load_config(
-            DetectionConfig, CONFIGS / "bccd/fpn_resnet18.yaml", ["backbone.norm=gn", f"backbone.name={name}"]
-        )
-        for name in ("resnet18", "vgg11_bn")
-    }
-    found = changes(**pyramids)
+    load = partial(load_config, DetectionConfig, CONFIGS / "bccd/fpn_resnet18.yaml")
+    found = changes(**{n: load(["backbone.norm=gn", f"backbone.name={n}"]) for n in ("resnet18", "vgg11_bn")})
     assert found["total stride"] == {"resnet18": 32, "vgg11_bn": 16}
     assert not {"tail", "head parameters"} & found.keys()  # both have the same fully connected head
 
 
-def test_hashes_are_of_the_network_and_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_are_of_the_network_and_of_the_code(tmp_path, monkeypatch) -> None:
     config, start = with_backbone(name="cifar_resnet20", norm="gn", roi_size=1), tmp_path / "start.safetensors"
     start.write_bytes(b"weights")
     first, same, other = (DETECTORS.hash_weights(replace(config, seed=seed), 3) for seed in (0, 0, 1))
@@ -81,7 +71,7 @@ def test_hashes_are_of_the_network_and_of_the_code(tmp_path: Path, monkeypatch: 
     assert len({*hashes}) == 3
 
 
-def test_sets_that_share_an_image_are_refused(make_index: Callable[..., AnnotationIndex]) -> None:
+def test_sets_that_share_an_image_are_refused(make_index) -> None:
     first, second = make_index([[], []], paths=["a.jpg", "b.jpg"]), make_index([[]], paths=["./b.jpg"])
     expected = re.escape("data.test and validation share 1 images, such as ") + r".*b\.jpg: a learning rate chosen on"
     with pytest.raises(ValueError, match=expected):
@@ -89,12 +79,10 @@ def test_sets_that_share_an_image_are_refused(make_index: Callable[..., Annotati
     check_apart(("data.test", "validation"), first, make_index([[]], paths=["c.jpg"]))
 
 
-def test_an_experiment_is_described(card: str, tmp_path: Path) -> None:
+def test_an_experiment_is_described(card, write_swap, tmp_path) -> None:
     base = f"data: {{train: ['{card}:train'], test: ['{card}:test']}}\n"
     base += "backbone: {name: cifar_resnet20, norm: gn, roi_size: 1}"
-    (tmp_path / "base.yaml").write_text(base)
-    path, variants = tmp_path / "swap.yaml", "{a: [backbone.name=cifar_resnet32], b: []}"
-    path.write_text(f"{{base: base.yaml, seeds: [4], allowed: [backbone.name], variants: {variants}}}")
+    path = write_swap(base, seeds=[4], variants={"a": ["backbone.name=cifar_resnet32"], "b": []})
 
     def described(root: Path) -> dict[str, Any]:
         experiment = load_experiment(path, [f"data.root={root}"])

@@ -1,11 +1,4 @@
-"""Mirrors detection/experiments/protocols.py."""
-
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -38,9 +31,7 @@ def test_milestones_and_warm_up_keep_their_places() -> None:
     assert scale_solver(scaled, 250) == scaled
 
 
-def test_a_step_s_time_is_the_median_of_trainings(
-    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_s_time_is_the_median_of_trainings(program, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     programs = Programs(program(TRAINER), ())
     solver = DetectorSolverConfig(iterations=90000, log_every=20, checkpoint_every=10, evaluate_every=10)
@@ -55,12 +46,9 @@ def test_a_step_s_time_is_the_median_of_trainings(
         time_step(broken, programs, Placement())
 
 
-@pytest.fixture
-def search(tmp_path: Path) -> Callable[..., list[Run]]:
-    """Finished runs of a search, by the APs of a variant at the rates 0.5, 1 and 2; None: it failed, -1: no AP."""
-
-    def write(**variants: tuple[float | None, ...]) -> list[Run]:
-        runs = list[Run]()
+def test_the_best_rate_of_each_variant_is_chosen(tmp_path, monkeypatch) -> None:
+    def search(**variants: tuple[float | None, ...]) -> list[Run]:
+        runs = list[Run]()  # finished, by their APs at the rates 0.5, 1 and 2; None: it failed, -1: no AP
         for variant, values in variants.items():
             for factor, ap in zip(("0.5", "1", "2")[-len(values) :], values, strict=True):
                 config = DetectionConfig(solver=DetectorSolverConfig(base_lr=float(factor) / 100))
@@ -71,10 +59,6 @@ def search(tmp_path: Path) -> Callable[..., list[Run]]:
                     (runs[-1].folder / "result.json").write_text(json.dumps(content))
         return runs
 
-    return write
-
-
-def test_the_best_rate_of_each_variant_is_chosen(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = choose_rates(search(a=(0.2, 0.4, 0.4), b=(None, -1.0, 0.0), c=(None, None, None), d=(0.3,)), "bbox.AP")
     assert grid["metric"] == "bbox.AP"
     assert grid["variants"] == {
@@ -88,20 +72,14 @@ def test_the_best_rate_of_each_variant_is_chosen(search: Any, monkeypatch: pytes
     assert choose_rates(search(e=(0.2, 0.1, 0.3)), "bbox.AP")["variants"]["e"]["chosen"] == 1.0
 
 
-@pytest.mark.parametrize(
-    ("factors", "chosen", "expected"),
-    [
+def test_a_grid_grows_beyond_the_edge_that_one_chose_and_long_runs_are_over_the_budget() -> None:
+    for factors, chosen, expected in (
         ((0.5, 2.0, 1.0), [1.0, 1.0], ()),
         ((0.5, 2.0, 1.0), [1.0, 2.0], (4.0,)),
         ((0.5, 2.0, 1.0), [0.5, None], (0.25,)),
         ((0.5, 2.0, 1.0), [0.5, 2.0], (0.25, 4.0)),
         ((0.5, 2.0, 1.0), [None, None], ()),
         ((1.0,), [1.0], ()),
-    ],
-)
-def test_a_grid_grows_beyond_the_edge_that_one_chose(factors: Any, chosen: Any, expected: Any) -> None:
-    assert grow(factors, {str(number): {"chosen": best} for number, best in enumerate(chosen)}) == expected
-
-
-def test_runs_that_take_notably_longer_than_allowed_are_over_the_budget() -> None:
+    ):
+        assert grow(factors, {str(number): {"chosen": best} for number, best in enumerate(chosen)}) == expected
     assert over_budget(10, {"a/0": 10.9 / 60, "b/0": 11.2 / 60}) == {"b/0": pytest.approx(11.2)}

@@ -1,7 +1,3 @@
-"""Mirrors detection/experiments/runs.py, with a small script in the trainings' place."""
-
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -10,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,17 +45,9 @@ if name != "forgetful":
     (run / "result.json").write_text("{}")
 """
 
-Make = Callable[..., Run]
-RunAll = Callable[..., tuple[list[Run], list[str]]]
-
 
 @pytest.fixture
-def programs(program: Callable[[str], tuple[str, ...]]) -> Programs:
-    return Programs(program(TRAINER), ())
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
+def make(tmp_path):
     def build(name: str, seed: int = 0, **solver: Any) -> Run:
         solver_config = DetectorSolverConfig(iterations=3, **solver)
         config = DetectionConfig(backbone=DetectorBackboneConfig(name=name), solver=solver_config, seed=seed)
@@ -70,7 +57,12 @@ def make(tmp_path: Path) -> Make:
 
 
 @pytest.fixture
-def run_all(programs: Programs) -> RunAll:
+def programs(program) -> Programs:
+    return Programs(program(TRAINER), ())
+
+
+@pytest.fixture
+def run_all(programs):
     """The runs that are not done, and what was said."""
 
     def call(*runs: Run, **options: Any) -> tuple[list[Run], list[str]]:
@@ -81,7 +73,7 @@ def run_all(programs: Programs) -> RunAll:
     return call
 
 
-def test_a_run_is_trained_described_and_then_skipped(make: Make, run_all: RunAll) -> None:
+def test_a_run_is_trained_described_and_then_skipped(make, run_all) -> None:
     run = make("resnet18")
     assert run_all(run)[0] == []
     status = {"state": "done", "error": None, "exit": 0, "hours": 0.03, "peak_memory_gib": 0.75, "code": "c0de"}
@@ -102,7 +94,7 @@ def test_a_run_is_trained_described_and_then_skipped(make: Make, run_all: RunAll
         check_resumable([run])
 
 
-def test_a_diverging_run_is_reported_and_tried_again_on_request_only(make: Make, run_all: RunAll) -> None:
+def test_a_diverging_run_is_reported_and_tried_again_on_request_only(make, run_all) -> None:
     runs = [make("diverging"), make("resnet18")]
     left, said = run_all(*runs)
     assert left == [runs[0]]
@@ -118,7 +110,7 @@ def test_a_diverging_run_is_reported_and_tried_again_on_request_only(make: Make,
     assert log.read_text().count("called with") == 2
 
 
-def test_a_killed_run_is_reported_and_goes_on_at_the_next_start(make: Make, run_all: RunAll) -> None:
+def test_a_killed_run_is_reported_and_goes_on_at_the_next_start(make, run_all) -> None:
     run = make("killed")
     left, said = run_all(run)
     assert left == [run]
@@ -134,7 +126,7 @@ def test_a_killed_run_is_reported_and_goes_on_at_the_next_start(make: Make, run_
     assert steps == [1, 2, 3]
 
 
-def test_a_run_that_was_told_to_stop_is_no_failure_and_one_without_a_result_is(make: Make, run_all: RunAll) -> None:
+def test_a_run_that_was_told_to_stop_is_no_failure_and_one_without_a_result_is(make, run_all) -> None:
     run, forgetful = make("preempted"), make("forgetful")
     left, said = run_all(run)
     assert (left, said[-1]) == ([run], "preempted/0: stopped by a signal; the same command continues it")
@@ -144,7 +136,7 @@ def test_a_run_that_was_told_to_stop_is_no_failure_and_one_without_a_result_is(m
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_ctrl_c_stops_the_children_and_the_next_start_goes_on(make: Make, run_all: RunAll, jobs: int) -> None:
+def test_ctrl_c_stops_the_children_and_the_next_start_goes_on(make, run_all, jobs) -> None:
     runs = [make("slow"), make("resnet18")]
 
     def press_ctrl_c() -> None:
@@ -161,7 +153,7 @@ def test_ctrl_c_stops_the_children_and_the_next_start_goes_on(make: Make, run_al
     assert (runs[0].folder / "metrics.jsonl").read_text().count("iteration") == 3
 
 
-def test_a_child_keeps_the_lock_of_a_killed_parent(make: Make, run_all: RunAll, programs: Programs) -> None:
+def test_a_child_keeps_the_lock_of_a_killed_parent(make, run_all, programs) -> None:
     run = make("slow")
     script = (
         "import sys; from pathlib import Path; from detection.experiments.runs import *;"
@@ -183,7 +175,7 @@ def test_a_child_keeps_the_lock_of_a_killed_parent(make: Make, run_all: RunAll, 
     assert not (run.folder / "config.yaml").exists()
 
 
-def test_runs_at_once_take_turns_and_share_cores(make: Make, run_all: RunAll, monkeypatch: Any) -> None:
+def test_runs_at_once_take_turns_and_share_cores(make, run_all, monkeypatch) -> None:
     runs = [make("resnet18", seed) for seed in range(3)]
     assert run_all(*runs, placement=Placement(2, ("4", "7")))[0] == []
     seen = [re.findall("GPU (.)", (run.folder / "log.txt").read_text())[0] for run in runs]
@@ -199,13 +191,9 @@ def test_runs_at_once_take_turns_and_share_cores(make: Make, run_all: RunAll, mo
         Placement(0)
 
 
-def test_the_last_error_is_found() -> None:
-    assert module.last_error("a\nerror: no data\nb\n", 1) == "no data"
-    assert module.last_error("Traceback\n\nRuntimeError: x\n\n", 1) == "RuntimeError: x"
-    assert module.last_error("", 3) == "said nothing"
-
-
-def test_json_is_written_beside_and_renamed(tmp_path: Path) -> None:
+def test_the_last_error_is_found_and_json_is_written_beside_and_renamed(tmp_path) -> None:
+    said = ("a\nerror: no data\nb\n", 1), ("Traceback\n\nRuntimeError: x\n\n", 1), ("", 3)
+    assert [module.last_error(*log) for log in said] == ["no data", "RuntimeError: x", "said nothing"]
     module.write_json(tmp_path / "new" / "a.json", {"b": [1]})
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"b": [1]}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]

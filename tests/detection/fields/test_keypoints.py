@@ -1,8 +1,3 @@
-"""Mirrors detection/fields/keypoints.py: keypoints follow what becomes of the pixels."""
-
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +25,7 @@ FACES = ([10, 20, 2, 30, 5, 2, 0, 0, 0], [50, 30, 2, 60, 20, 1, 70, 20, 2])
 
 
 @pytest.fixture
-def faces(make_target: Callable[..., Target]) -> Target:
+def faces(make_target) -> Target:
     values = torch.tensor(np.array([of_coco(face, FACE.names) for face in FACES]), dtype=torch.float32)
     return replace(make_target([(5, 5, 40, 40), (45, 15, 75, 40)]), keypoints=values)
 
@@ -43,8 +38,7 @@ def marked() -> np.ndarray[Any, np.dtype[np.uint8]]:
     return image
 
 
-def places(target: Target) -> list[list[list[float]]]:
-    assert target.keypoints is not None
+def places(target: Any) -> list[list[list[float]]]:
     return target.keypoints.tolist()
 
 
@@ -77,7 +71,7 @@ def test_a_number_of_a_pixel_is_its_middle_and_what_is_not_labelled_is_nowhere()
         ([1, 1e39, 2, 3, 4, 2, 5, 0, 0], r"y of keypoint 'nose' is 1e\+39"),
     ],
 )
-def test_what_is_no_list_of_keypoints_is_named(raw: object, message: str) -> None:
+def test_what_is_no_list_of_keypoints_is_named(raw, message) -> None:
     with pytest.raises(ValueError, match=message):
         Keypoints(FACE).pack(raw, SIZE)
 
@@ -94,7 +88,7 @@ def test_what_is_no_list_of_keypoints_is_named(raw: object, message: str) -> Non
         ([{"ColorJitter": {"p": 1, "brightness": 0.01}}], False),
     ],
 )
-def test_keypoints_lie_on_pixels_and_a_mirror_swaps_sides(faces: Target, steps: Any, swapped: Any) -> None:
+def test_keypoints_lie_on_pixels_and_a_mirror_swaps_sides(faces, steps, swapped) -> None:
     given = places(faces)
     image, target = augmented(faces, *steps)
     first, second = places(target)
@@ -116,7 +110,7 @@ def test_keypoints_lie_on_pixels_and_a_mirror_swaps_sides(faces: Target, steps: 
         ({"CropAndPad": {"px": [0, 0, 0, -40], "sample_independently": False, "p": 1}}, (2, 1), (40, 0)),
     ],
 )
-def test_scales_lead_middles_of_pixels_to_middles(faces: Target, step: Any, scale: Any, corner: Any) -> None:
+def test_scales_lead_middles_of_pixels_to_middles(faces, step, scale, corner) -> None:
     """Counted from the corner of the image a place is multiplied by the scale, between two flips too."""
     image, target = augmented(faces, step)
     for (x, y, _), (old_x, old_y, _) in zip(places(target)[-1], places(faces)[-1], strict=True):
@@ -126,7 +120,7 @@ def test_scales_lead_middles_of_pixels_to_middles(faces: Target, step: Any, scal
         assert (places(turned), flipped.shape) == (places(target), image.shape)
 
 
-def test_a_flip_leads_x_to_width_minus_x_as_it_does_with_boxes_and_swaps_names_with_sides(faces: Target) -> None:
+def test_a_flip_leads_x_to_width_minus_x_as_it_does_with_boxes_and_swaps_names_with_sides(faces) -> None:
     target = augmented(faces, FLIP)[1]
     assert places(target)[0] == [[69.5, 20.5, 2], [0, 0, 0], [49.5, 5.5, 2]]
     np.testing.assert_allclose(target.boxes[0].tolist(), [40, 5, 75, 40], atol=1e-4)
@@ -138,7 +132,7 @@ def test_a_flip_leads_x_to_width_minus_x_as_it_does_with_boxes_and_swaps_names_w
     assert Targets.pad([faces, faces[:0]]).keypoints is not None
 
 
-def test_a_crop_leaves_what_it_shows_labelled_and_drops_objects_with_their_keypoints(faces: Target) -> None:
+def test_a_crop_leaves_what_it_shows_labelled_and_drops_objects_with_their_keypoints(faces) -> None:
     top = {"Crop": {"x_min": 20, "y_min": 0, "x_max": 80, "y_max": 25, "p": 1}}
     hidden, second = [[0, 0, 0], [10.5, 5.5, 2], [0, 0, 0]], [[0, 0, 0], [40.5, 20.5, 1], [50.5, 20.5, 2]]
     assert places(augmented(faces, top)[1]) == [hidden, second]
@@ -146,7 +140,7 @@ def test_a_crop_leaves_what_it_shows_labelled_and_drops_objects_with_their_keypo
     assert places(augmented(faces, right)[1]) == [[[8.5, 30.5, 2], [18.5, 20.5, 1], [28.5, 20.5, 2]]]
 
 
-def test_resizing_canvases_and_windows_move_pixels_with_their_middles(faces: Target) -> None:
+def test_resizing_canvases_and_windows_move_pixels_with_their_middles(faces) -> None:
     twice = [[21, 41, 2], [61, 11, 2], [0, 0, 0]]
     assert places(Resize(120, 1000)(marked(), faces)[1])[0] == twice
     image, target = Jitter(160, 1.0, 1.0)(marked(), faces, seed=(0,))  # twice as large, in the upper left corner
@@ -155,7 +149,7 @@ def test_resizing_canvases_and_windows_move_pixels_with_their_middles(faces: Tar
     assert places(target) == [[[10.5, 20.5, 2], [20.5, 10.5, 1], [0, 0, 0]]]
 
 
-def test_what_is_pasted_over_a_keypoint_hides_it(faces: Target) -> None:
+def test_what_is_pasted_over_a_keypoint_hides_it(faces) -> None:
     masks, over = torch.zeros(2, *SIZE, dtype=torch.bool), torch.zeros(1, *SIZE, dtype=torch.bool)
     masks[0, 5:40, 5:40] = masks[1, 15:40, 45:75] = over[:, 15:30, 5:20] = True
     _, target = paste(marked(), replace(faces, masks=masks), marked(), replace(faces[1:], masks=over))
@@ -163,7 +157,7 @@ def test_what_is_pasted_over_a_keypoint_hides_it(faces: Target) -> None:
     assert places(target) == [nose_under_it, second, second]
 
 
-def test_augmentations_that_cannot_move_keypoints_are_refused(faces: Target, monkeypatch: Any) -> None:
+def test_augmentations_that_cannot_move_keypoints_are_refused(faces, monkeypatch) -> None:
     def cannot(*_: object, **__: object) -> None:
         raise NotImplementedError("apply_to_keypoints is not implemented")
 

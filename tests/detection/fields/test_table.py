@@ -1,7 +1,3 @@
-"""Mirrors detection/fields/table.py: a field of its own travels from a reader's rows to batches and records."""
-
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -98,7 +94,7 @@ class PointRecord(Record):
 
 
 @pytest.fixture(autouse=True)
-def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def folder(monkeypatch, tmp_path) -> Path:
     """The line in the table, the typed attributes, and two images."""
     monkeypatch.setitem(FIELDS, "points", Points())
     monkeypatch.setattr("detection.data.index.Target", PointTarget)
@@ -119,9 +115,7 @@ def read(folder: Path, points: Sequence[object], masks: Sequence[object] = ()) -
     return build_index(rows, objects, class_names=("cat",), category_ids=(1,), files=["file"] * 2, drop=True)
 
 
-def points_of(target: Target) -> list[list[float]]:
-    assert isinstance(target, PointTarget)
-    assert target.points is not None
+def points_of(target: Any) -> list[list[float]]:
     return target.points.tolist()
 
 
@@ -129,13 +123,12 @@ def sample_points(index: AnnotationIndex, *, resize: Change, augment: Augment | 
     return points_of(DetectionDataset(index, resize=resize, augment=augment, fields=("points",))[(0, 0)].target)
 
 
-def test_a_readers_rows_are_sorted_by_image_and_come_on_request(folder: Path) -> None:
+def test_a_readers_rows_are_sorted_by_image_and_come_on_request(folder) -> None:
     index, problems = read(folder, GOOD)
     assert (list(index.fields), problems) == (["points"], [])
     assert [points_of(index.target(row, fields=("points",))) for row in (0, 1)] == [FIRST, [[5, 6]]]
     assert index.stored("points", 0).tolist() == FIRST
-    plain = index.target(0)
-    assert isinstance(plain, PointTarget)
+    plain: Any = index.target(0)
     assert plain.points is None
     assert points_of(index.first(1).target(0, fields=("points",))) == FIRST
     index, (problem,) = read(folder, [(12, 22), (90, 6), (50, 30)])  # a value that can't be used is unknown and named
@@ -143,7 +136,7 @@ def test_a_readers_rows_are_sorted_by_image_and_come_on_request(folder: Path) ->
     np.testing.assert_equal(points_of(index.target(1, fields=("points",))), [UNKNOWN])
 
 
-def test_a_field_that_no_object_has_is_not_there_or_unknown_in_a_part(folder: Path) -> None:
+def test_a_field_that_no_object_has_is_not_there_or_unknown_in_a_part(folder) -> None:
     for points in ([], [None] * 3):
         index, problems = read(folder, points)
         assert (index.fields, problems, index.stored("points", 0)) == ({}, [], None)
@@ -155,7 +148,7 @@ def test_a_field_that_no_object_has_is_not_there_or_unknown_in_a_part(folder: Pa
     assert values[2:] == [FIRST, [[5, 6]]]
 
 
-def test_values_follow_flips_crops_and_resizing_to_the_batch(folder: Path) -> None:
+def test_values_follow_flips_crops_and_resizing_to_the_batch(folder) -> None:
     index, _ = read(folder, GOOD)
     crop = {"Crop": {"x_min": 30, "y_min": 0, "x_max": 80, "y_max": 60, "p": 1}}
     steps = Augment([{"HorizontalFlip": {"p": 1}}, crop, {"VerticalFlip": {"p": 1}}])
@@ -176,7 +169,7 @@ def test_values_follow_flips_crops_and_resizing_to_the_batch(folder: Path) -> No
     assert Targets.pad([full, plain]).others == {}
 
 
-def test_values_follow_crops_random_scales_and_jitter(folder: Path) -> None:
+def test_values_follow_crops_random_scales_and_jitter(folder) -> None:
     index, _ = read(folder, GOOD)
     crop = Augment([{"Crop": {"x_min": 35, "y_min": 0, "x_max": 80, "y_max": 60, "p": 1}}])  # drops the first object
     assert sample_points(index, resize=Resize(60, 100), augment=crop) == [[20, 40]]  # 4/3 of (15, 30)
@@ -184,7 +177,7 @@ def test_values_follow_crops_random_scales_and_jitter(folder: Path) -> None:
     assert sample_points(index, resize=Jitter(160, 1.0, 1.0)) == [[24, 44], [100, 60]]
 
 
-def test_an_object_goes_when_its_value_leaves_the_canvas(folder: Path) -> None:
+def test_an_object_goes_when_its_value_leaves_the_canvas(folder) -> None:
     target = read(folder, GOOD)[0].target(0, fields=("points",))[1:]  # box (40, 10, 70, 50), point (50, 30)
     image, counts = np.zeros((*SIZE, 3), np.uint8), set[int]()
     image[..., 0], image[..., 1] = np.arange(80), np.arange(60)[:, None]
@@ -196,7 +189,7 @@ def test_an_object_goes_when_its_value_leaves_the_canvas(folder: Path) -> None:
     assert counts == {0, 1}
 
 
-def test_values_of_pasted_and_covered_objects(folder: Path) -> None:
+def test_values_of_pasted_and_covered_objects(folder) -> None:
     corners = [(10, 20, 30, 40), (0, 0, 20, 20), (40, 10, 70, 50)]
     masks = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in corners]
     index, _ = read(folder, [(12, 22), (15, 15), (50, 30)], masks)
@@ -208,7 +201,7 @@ def test_values_of_pasted_and_covered_objects(folder: Path) -> None:
     np.testing.assert_equal(points_of(target), [UNKNOWN, [12, 22]])
 
 
-def test_records_hold_values_in_pixels_of_the_stored_image(folder: Path) -> None:
+def test_records_hold_values_in_pixels_of_the_stored_image(folder) -> None:
     class PointOracle(nn.Module):
         def forward(self, images: ImageBatch) -> list[PointDetections]:
             found = {"scores": torch.ones(1), "labels": torch.zeros(1).long(), "points": torch.tensor([[0.25, 0.5]])}
@@ -216,10 +209,7 @@ def test_records_hold_values_in_pixels_of_the_stored_image(folder: Path) -> None
 
     index, _ = read(folder, GOOD)
     batches = [collate([DetectionDataset(index, resize=Resize(120, 160))[(0, 0)]])]
-    (record,) = predict(PointOracle(), batches, index, device=torch.device("cpu")).records
-    assert isinstance(record, PointRecord)
-    assert record.points is not None
-    assert record.gt_points is not None
+    record: Any = predict(PointOracle(), batches, index, device=torch.device("cpu")).records[0]
     assert record.points.tolist() == [[15, 30]]  # a quarter of the width and half of the height of (10, 10, 30, 50)
     assert record.gt_points.tolist() == FIRST
     with pytest.raises(ValueError, match=r"a\.png: rows of unequal length"):
@@ -227,7 +217,7 @@ def test_records_hold_values_in_pixels_of_the_stored_image(folder: Path) -> None
 
 
 @pytest.mark.parametrize("name", [*FIELDS, "points"])
-def test_every_field_is_an_attribute_and_has_rows_without_objects(name: str) -> None:
+def test_every_field_is_an_attribute_and_has_rows_without_objects(name) -> None:
     field: Field = FIELDS[name]
     nothing, none = field.to_tensor(field.unpack([], SIZE), SIZE), torch.zeros(0)
     assert hasattr(PointTarget, name)

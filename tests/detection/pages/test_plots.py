@@ -1,9 +1,4 @@
-"""Mirrors detection/pages/plots.py, data_plots.py and photos.py: names in figures stay the text that they are."""
-
-from __future__ import annotations
-
 import io
-from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
 
@@ -39,7 +34,7 @@ def texts(svg: str) -> list[str]:
         (lambda: sides_and_anchors("a", SIDES, np.array([True, False]), {NAME: SIDES}), 1),
     ],
 )
-def test_signs_and_control_characters_in_names(draw: Callable[[], str], times: int) -> None:
+def test_signs_and_control_characters_in_names(draw, times) -> None:
     assert texts(draw()).count(SHOWN) == times
 
 

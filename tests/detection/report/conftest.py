@@ -1,9 +1,7 @@
 """Builds the folder of a backbone experiment without training: detections are objects, moved, renamed or dropped."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +55,9 @@ def write_run(
     rng = np.random.default_rng((seed, int(100 * skill)))
     records = [_record(index, row, skill, rng) for row in range(len(index))]
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(dump_config(_config(spec, root, backbone)))
+    sets = DetectorDataConfig(train=(spec,), test=(spec,), root=str(root))
+    config = DetectionConfig(backbone=DetectorBackboneConfig(name=backbone), data=sets)
+    (folder / "config.yaml").write_text(dump_config(config))
     result = evaluate(records, index.class_names, "area") | {"images": len(records), "seconds_per_image": 0.1}
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "detections.json").write_text(json.dumps(coco_results(records, index.category_ids)))
@@ -93,38 +93,31 @@ def write_experiment(
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> tuple[str, Path]:
+def data(tmp_path) -> tuple[str, Path]:
     return write_data(tmp_path)
 
 
 @pytest.fixture
-def make_run(data: tuple[str, Path]) -> Callable[..., Path]:
+def make_run(data):
     return partial(write_run, data)
 
 
 @pytest.fixture
-def make_experiment(data: tuple[str, Path]) -> Callable[..., Path]:
+def make_experiment(data):
     return partial(write_experiment, data)
 
 
 @pytest.fixture(scope="session")
-def whole_experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_experiment(tmp_path_factory) -> Path:
     """Two variants, the second far better, with three seeds each; a test that writes copies it."""
     data = write_data(tmp_path_factory.mktemp("whole"))
     return write_experiment(data, {"resnet18": 0.5, "resnet34": 0.95}, seeds=(0, 1, 2))
 
 
 @pytest.fixture(scope="session")
-def whole_report(whole_experiment: Path) -> Path:
+def whole_report(whole_experiment) -> Path:
     """Its page, beside report.json and report.md."""
     return write_report(whole_experiment)
-
-
-def _config(spec: str, root: Path, backbone: str) -> DetectionConfig:
-    return DetectionConfig(
-        backbone=DetectorBackboneConfig(name=backbone),
-        data=DetectorDataConfig(train=(spec,), test=(spec,), root=str(root)),
-    )
 
 
 def _record(index: AnnotationIndex, row: int, skill: float, rng: np.random.Generator) -> Record:
@@ -168,12 +161,7 @@ def _plan(spec: str, root: Path, variants: list[str], seeds: Sequence[int]) -> d
 
 
 def _costs(place: int) -> dict[str, Any]:
-    return {
-        "parameters": 11_000_000 * (place + 1),
-        "trainable_parameters": 10_000_000 * (place + 1),
-        "head_parameters": 3_000_000,
-        "gflops": 12.5 * (place + 1),
-        "flops_note": "billions of multiply-adds for one image of 60 x 80",
-        "latency_ms": {"p50": 40.0 + 30 * place, "p95": 55.0 + 30 * place, "images": 12, "device": "cpu"},
-        "peak_memory_gib": 0.8,
-    }
+    counts: dict[str, Any] = {"parameters": 11_000_000 * (place + 1), "trainable_parameters": 10_000_000 * (place + 1)}
+    counts |= {"head_parameters": 3_000_000, "gflops": 12.5 * (place + 1), "peak_memory_gib": 0.8}
+    latency = {"p50": 40.0 + 30 * place, "p95": 55.0 + 30 * place, "images": 12, "device": "cpu"}
+    return counts | {"latency_ms": latency, "flops_note": "billions of multiply-adds for one image of 60 x 80"}

@@ -1,10 +1,5 @@
-"""A whole report, from a made-up experiment folder to its files."""
-
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -35,7 +30,7 @@ def change_plan(output: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def report(whole_experiment, whole_report) -> tuple[Path, dict[str, Any], str]:
+def report(whole_experiment, whole_report):
     return whole_experiment, json.loads((whole_report.parent / "report.json").read_text()), whole_report.read_text()
 
 
@@ -104,11 +99,10 @@ def test_a_report_before_the_second_seeds_pools_none_and_says_what_the_plan_aske
     protocol = plan["protocol"] | {"name": "equal_time", "minutes": 100.0}
     change_plan(output, base=plan["base"] | {"test.max_detections": 300}, protocol=protocol)
     (output / "costs" / "resnet18.json").unlink()
-    found = {
-        "resnet18": {"scores": {"0.5": 0.123, "1": None}, "chosen": 0.5, "base_lr": 0.005},
-        "resnet34": {"scores": {"0.5": None, "1": None}, "chosen": None, "base_lr": None},
-    }
-    (output / "grid.json").write_text(json.dumps({"metric": "bbox.AP", "variants": found, "validation": ["c:val"]}))
+    chosen = {"scores": {"0.5": 0.123, "1": None}, "chosen": 0.5, "base_lr": 0.005}
+    none = {"scores": {"0.5": None, "1": None}, "chosen": None, "base_lr": None}
+    grid = {"metric": "bbox.AP", "variants": {"resnet18": chosen, "resnet34": none}, "validation": ["c:val"]}
+    (output / "grid.json").write_text(json.dumps(grid))
     numbers, html = read(output)
     assert numbers["planning"]["pooling"] is None
     assert "resnet18 30.0; resnet34 90.0" in html  # minutes
@@ -145,10 +139,9 @@ class TestRunsWithoutAResult:
         assert "holds no detections.json" in run["error"]
         assert "No run has finished" in html
         assert titles(html)[-2:] == ["Runs without a result", "Environment and method"]
-
-    def test_no_experiment_is_refused(self, tmp_path) -> None:
+        (output / "experiment.json").unlink()
         with pytest.raises(ValueError, match=r"experiment\.json can't be read.*resdet compare"):
-            write_report(tmp_path)
+            write_report(output)
 
 
 def test_arms_of_other_programs_and_latency_measured_elsewhere_stand_beside_trained_ones(make_experiment) -> None:
@@ -173,10 +166,6 @@ def test_arms_of_other_programs_and_latency_measured_elsewhere_stand_beside_trai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_whole_report_is_readable_in_a_browser(
-    make_experiment, inspect_page: Callable[..., dict[str, Any]], width: int
-) -> None:
+def test_a_whole_report_is_readable_in_a_browser(make_experiment, assert_readable) -> None:
     skills = {"resnet18_with_a_long_name": 0.5, "resnet34": 0.9, "plain18": 0.45}
-    seen = inspect_page(write_report(make_experiment(skills, seeds=SEEDS)), width)
-    assert seen == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}
+    assert_readable(write_report(make_experiment(skills, seeds=SEEDS)))

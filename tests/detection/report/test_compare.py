@@ -1,21 +1,13 @@
-"""Mirrors detection/report/compare.py and classifiers.py: whole experiments on a handful of tiny images."""
-
-from __future__ import annotations
-
 import json
 import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import yaml
-from PIL import Image
 
 from detection.data.digits import write_digits
 from detection.experiments import runs
@@ -60,7 +52,7 @@ seeds: [3]
 
 
 @pytest.fixture(autouse=True)
-def own_signals() -> Iterator[None]:
+def own_signals():
     """The command takes SIGTERM, here in the process of the tests."""
     before = signal.getsignal(signal.SIGTERM)
     yield
@@ -150,28 +142,17 @@ def test_mistakes_end_with_a_line(run) -> None:
 class TestClassifiers:
     @pytest.fixture(scope="class")
     @classmethod
-    def folder(cls, tmp_path_factory) -> Path:
+    def folder(cls, write_colors, tmp_path_factory) -> Path:
         """An experiment over red and blue images in CIFAR-10's layout."""
-        folder, random = tmp_path_factory.mktemp("classifiers"), np.random.default_rng(0)
-        for split, count in (("train", 6), ("test", 8)):
-            for channel, name in ((0, "red"), (2, "blue")):
-                (folder / split / name).mkdir(parents=True)
-                for number in range(count):
-                    pixels = random.integers(0, 90, (32, 32, 3), dtype=np.uint8)
-                    pixels[..., channel] += 100
-                    Image.fromarray(pixels).save(folder / split / name / f"{number:04}.png")
-        splits = {split: {"folder": split} for split in ("train", "test")}
-        card = {"format": "image_folder", "root": str(folder), "classes": ["red", "blue"], "splits": splits}
-        (folder / "card.yaml").write_text(yaml.safe_dump(card))
+        folder = tmp_path_factory.mktemp("classifiers")
+        write_colors(folder, train=6, test=8)
         (folder / "base.yaml").write_text(CLASSIFIER.replace("CARD", str(folder / "card.yaml")))
         (folder / "depth.yaml").write_text(DEPTH)
         (folder / "unfair.yaml").write_text(DEPTH.replace("[backbone.name]", "[backbone.norm]"))
         return folder
 
     @pytest.mark.slow
-    def test_an_experiment_that_was_killed_goes_on_and_is_reported_anew_from_its_records(
-        self, folder, tmp_path, resdet, monkeypatch
-    ) -> None:
+    def test_a_killed_one_goes_on_and_its_records_report_it(self, folder, tmp_path, resdet, succeeds, monkeypatch):
         start, out, command = runs._start, folder / "out", ("compare", folder / "depth.yaml", "--output-dir")
 
         def start_and_kill(run: runs.Run, *arguments: Any) -> Any:
@@ -186,9 +167,8 @@ class TestClassifiers:
             patch.setattr(runs, "_start", start_and_kill)
             assert resdet(*command, out).status == 1
         assert runs.read_status(out / "runs/resnet20/3")["exit"] == -signal.SIGKILL
-        again = resdet(*command, out)
-        assert again.status == 0, again.err
-        assert "plain20/3: done before" in again.out
+        again = succeeds(*command, out)
+        assert "plain20/3: done before" in again
         metrics = (out / "runs/resnet20/3/metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["iteration"] for line in metrics if "loss/total" in line] == [10, 20, 30]
         report = (out / "report/report.md").read_text()
@@ -197,9 +177,8 @@ class TestClassifiers:
         records, left_out = tmp_path / "records", ("checkpoints", "tensorboard", "report", "*.jpg")
         shutil.copytree(out, records, ignore=shutil.ignore_patterns(*left_out))
         (folder / "test").rename(folder / "away")
-        only = resdet(*command, records, "--report-only")
+        succeeds(*command, records, "--report-only")
         (folder / "away").rename(folder / "test")
-        assert only.status == 0, only.err
         assert (records / "report/report.md").read_text() == report
 
     def test_what_is_unfair_and_what_only_detectors_have_is_refused(self, folder, resdet, tmp_path) -> None:

@@ -1,21 +1,15 @@
-"""Mirrors detection/report/evaluation.py and detection/tasks/evaluate.py: files of other programs."""
-
-from __future__ import annotations
-
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from detection.evaluation.coco import COCO_NUMBERS, KEYPOINT_NUMBERS
 from detection.masks import to_rle
@@ -28,7 +22,7 @@ CATEGORIES = {3: "cat", 18: "dog", 90: "sheep <&>"}
 
 
 @pytest.fixture
-def write(tmp_path) -> Callable[[str, Any], Path]:
+def write(tmp_path):
     """Writes JSON into a file of this name."""
 
     def write(name: str, content: Any) -> Path:
@@ -137,32 +131,6 @@ def test_keypoints_are_judged_where_detections_have_them(write, tmp_path) -> Non
             write_evaluation(wrong, files, tmp_path / "out", keypoint_sigmas=[0.1])
 
 
-def test_torchvision_s_detections(write, tmp_path) -> None:
-    torch.manual_seed(0)
-    options: dict[str, Any] = {"weights": None, "weights_backbone": None, "box_score_thresh": 0.0}
-    model: Any = fasterrcnn_mobilenet_v3_large_320_fpn(**options, num_classes=4, box_nms_thresh=0.7).eval()
-    truth, detections = make_truth(images=4), list[dict[str, Any]]()
-    with torch.no_grad():
-        for layer in (model.roi_heads.box_predictor.cls_score, model.roi_heads.box_predictor.bbox_pred):
-            layer.weight.normal_(0, 0.5)  # spread, or all scores are alike
-        for image in truth["images"]:
-            (found,) = model([torch.rand(3, *SIZE)])
-            for box, label, score in zip(*(found[key].tolist() for key in ("boxes", "labels", "scores")), strict=True):
-                own = {"image_id": image["id"], "category_id": [*CATEGORIES][label - 1], "score": score}
-                detections.append(own | {"bbox": [*box[:2], box[2] - box[0], box[3] - box[1]]})
-    assert len(detections) > 100
-    # objects are some of what it found, so that there are hits and misses
-    for number, annotation in enumerate(truth["annotations"]):
-        chosen = detections[7 * number]
-        annotation |= {key: chosen[key] for key in ("image_id", "category_id", "bbox")}
-        annotation["area"] = chosen["bbox"][2] * chosen["bbox"][3]
-    gt = write("gt.json", truth)
-    result = write_evaluation(gt, {"tv": [write("tv.json", detections)]}, tmp_path / "out")
-    assert twelve(result, "tv") == pytest.approx(official(gt, detections), abs=1e-9)
-    assert first(result, "tv")["bbox"]["AP"] > 0
-    assert "VOC AP" in result.tables
-
-
 def test_a_file_written_by_hand_as_a_library_does(write, tmp_path) -> None:
     """Numbers as text, further keys, images without file names and sizes, categories in any order."""
     own = {"bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0}
@@ -180,6 +148,7 @@ def test_a_file_written_by_hand_as_a_library_does(write, tmp_path) -> None:
     assert found.numbers["class_names"] == ["cat", "dog"]
     per_class = first(found, "lib")["bbox"]["per_class"]
     assert (per_class["cat"]["AP"], per_class["dog"]["AP"]) == (pytest.approx(1), 0)
+    assert "VOC AP" in found.tables
 
 
 def test_an_injected_gain_is_claimed_and_a_copy_is_not(write, tmp_path) -> None:
@@ -215,13 +184,12 @@ def test_names_of_methods() -> None:
             name_files(wrong)
 
 
-def test_the_command_writes_page_markdown_and_numbers(write, tmp_path, resdet) -> None:
+def test_the_command_writes_page_markdown_and_numbers(write, tmp_path, resdet, succeeds) -> None:
     truth, out = make_truth(), tmp_path / "out"
     gt = write("gt.json", truth)
     a, b = (write(f"{name}.json", find(truth, skill=skill, seed=2)) for name, skill in (("a", 0.5), ("b", 0.95)))
-    outcome = resdet("evaluate", "--gt", gt, "--detections", a, f"second={b}", "--output-dir", out)
-    assert outcome.status == 0, outcome.err
-    assert str(out / "evaluation.html") in outcome.out
+    said = succeeds("evaluate", "--gt", gt, "--detections", a, f"second={b}", "--output-dir", out)
+    assert str(out / "evaluation.html") in said
     assert list(json.loads((out / "evaluation.json").read_text())["variants"]) == ["a", "second"]
     html = (out / "evaluation.html").read_text()
     assert "sheep &lt;&amp;&gt;" in html
@@ -231,19 +199,14 @@ def test_the_command_writes_page_markdown_and_numbers(write, tmp_path, resdet) -
     assert (out / "evaluation.md").is_file()
     bad = write("bad.json", [{"image_id": 99, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}])
     outcome = resdet("evaluate", "--gt", gt, "--detections", bad, "--output-dir", out)
-    assert outcome.status == 1
-    assert "bad.json" in outcome.err
-    assert "image_id is 99" in outcome.err
+    assert (outcome.status, "bad.json" in outcome.err, "image_id is 99" in outcome.err) == (1, True, True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_is_readable_in_a_browser(write, tmp_path, inspect_page, width: int) -> None:
+def test_the_page_is_readable_in_a_browser(write, tmp_path, assert_readable) -> None:
     truth, skills = make_truth(), {"cascade_rcnn_swin_large_fpn": 0.9, "b": 0.6, "c": 0.5}
     files = {
         name: [write(f"{name}{seed}.json", find(truth, skill=skill, seed=seed)) for seed in range(2)]
         for name, skill in skills.items()
     }
-    found = write_evaluation(write("gt.json", truth), files, tmp_path / "out")
-    seen = inspect_page(found.page, width)
-    assert seen == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}
+    assert_readable(write_evaluation(write("gt.json", truth), files, tmp_path / "out").page)

@@ -1,7 +1,3 @@
-"""Mirrors detection/report/heads.py, on made-up folders of experiments with heads."""
-
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,10 +1,4 @@
-"""Mirrors detection/report/recipe.py, on numbers made by hand."""
-
-from __future__ import annotations
-
 from typing import Any
-
-import pytest
 
 from detection.report.recipe import recipe, warnings
 
@@ -42,9 +36,8 @@ def test_one_line_holds_the_recipe_and_what_the_arms_do_not_share_is_called_vari
     assert "epochs" not in line
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
+def test_doubtful_figures_are_warned_of_and_sound_ones_are_not() -> None:
+    for given, told in (
         (numbers(ap=0.007), "net 0.7"),
         (numbers(looks={100: 0.1, 300: 0.3, 400: 0.35}), "net +5.0"),
         (grid(0.1, 0.2, 0.3), "net at x 2"),
@@ -54,11 +47,9 @@ def test_one_line_holds_the_recipe_and_what_the_arms_do_not_share_is_called_vari
         (numbers(looks={100: 0.1, 300: 0.35, 400: 0.355}), None),
         (numbers(looks={200: 0.1, 400: 0.35}), None),  # two looks say nothing of the end
         (grid(0.1, 0.3, 0.2), None),
-    ],
-)
-def test_doubtful_figures_are_warned_of_and_sound_ones_are_not(given: dict[str, Any], told: str | None) -> None:
-    found = warnings(given)
-    assert (told in found[0] and len(found) == 1) if told else found == []
+    ):
+        found = warnings(given)
+        assert (told in found[0] and len(found) == 1) if told else found == []
 
 
 def test_runs_longer_than_equal_time_allows_are_warned_of() -> None:

@@ -1,14 +1,9 @@
-"""Mirrors detection/report/splits.py, on folders without trainings."""
-
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from detection.pages.page import Text
 from detection.report.reading import read_experiment
 from detection.report.splits import copies_text, split_numbers, split_warnings
 
@@ -77,11 +72,11 @@ def test_data_that_changed_between_runs_are_warned_of(planned) -> None:
 
 
 @pytest.mark.parametrize("kind", ["copies", "near_copies"])
-def test_copies_are_warned_of_with_number_and_example(kind: str) -> None:
+def test_copies_are_warned_of_with_number_and_example(kind) -> None:
     leakage = LEAKAGE | {"near_copies": None} | {kind: COPIES}
     (warning,) = split_warnings({"leakage": leakage})
     for part in ("2 of 72", "5.jpg", "1.jpg"):
         assert part in warning
-    (text,) = copies_text({"leakage": leakage})
-    assert isinstance(text, Text)
+    texts: Any = copies_text({"leakage": leakage})
+    (text,) = texts
     assert "205" in text.text

@@ -1,7 +1,3 @@
-"""Mirrors detection/report/training.py and the metrics that reading.py gives it."""
-
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -34,12 +30,7 @@ def test_ap_stands_by_epoch_and_by_minute_where_these_are_known(make_run, tmp_pa
 
 def test_a_repeated_iteration_counts_once_and_a_cut_line_or_a_missing_file_not_at_all(tmp_path) -> None:
     assert read_metrics(tmp_path, "l") == ([], [])
-    lines = [
-        '{"iteration": 20, "l": 2.0}',
-        '{"iteration": 10, "l": 9}',
-        '{"iteration": 20, "l": 1.5}',
-        '{"iteration": 3',
-    ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    lines = '{"iteration": 20, "l": 2.0}\n{"iteration": 10, "l": 9}\n{"iteration": 20, "l": 1.5}\n{"iteration": 3'
+    (tmp_path / "metrics.jsonl").write_text(lines)
     assert read_metrics(tmp_path, "l") == ([10, 20], [9.0, 1.5])
     assert read_metrics(tmp_path, "other") == ([], [])

@@ -1,7 +1,3 @@
-"""Mirrors detection/report/verdict.py, on numbers made by hand."""
-
-from __future__ import annotations
-
 from typing import Any
 
 from detection.report.verdict import fronts, in_question, lead, pair_matrix

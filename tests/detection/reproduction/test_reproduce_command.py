@@ -1,38 +1,29 @@
-"""The command reproduce on stand-ins for VOC and COCO, in a few steps."""
-
-from __future__ import annotations
-
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-Resdet = Callable[..., Any]
 JOBS = ("vgg16_voc07", "resnet101_voc07", "vgg16_voc12", "resnet101_voc12")
 
 
-def test_plan_names_what_is_missing_and_measures_nothing(resdet: Resdet, tmp_path: Path, tiny: tuple[str, ...]) -> None:
-    outcome = resdet("reproduce", "table7", "--dry-run", "--output-dir", tmp_path / "out", f"data.root={tmp_path}")
-    assert not outcome.status
+def test_plan_names_what_is_missing_and_measures_nothing(succeeds, tmp_path, tiny) -> None:
+    plan = succeeds("reproduce", "table7", "--dry-run", "--output-dir", tmp_path / "out", f"data.root={tmp_path}")
     for named in (f"resdet download voc2007 --root {tmp_path}", "80000 + 40000 + 80000 + 40000, 0 done"):
-        assert named in outcome.out
-    assert outcome.out.count("not measured") >= len(JOBS)
-    assert "vgg16-397923af.pth" in outcome.out
+        assert named in plan
+    assert plan.count("not measured") >= len(JOBS)
+    assert "vgg16-397923af.pth" in plan
     assert not (tmp_path / "out").exists()
-    outcome = resdet("reproduce", "table10", "--dry-run", "--output-dir", tmp_path, *tiny)  # data in their real layouts
-    assert "resdet download" not in outcome.out
-    assert "  weights  the run resnet101_context_trainval\n" in outcome.out
-    assert "  missing  resnet101_context_trainval\n" in outcome.out
+    plan = succeeds("reproduce", "table10", "--dry-run", "--output-dir", tmp_path, *tiny)  # data in their real layouts
+    for kind, named in (("weights", "the run resnet101_context_trainval"), ("missing", "resnet101_context_trainval")):
+        assert f"  {kind}  {named}\n" in plan
+    assert "resdet download" not in plan
 
 
-def test_runs_that_can_not_run_leave_a_table(resdet: Resdet, tmp_path: Path) -> None:
+def test_runs_that_can_not_run_leave_a_table(resdet, tmp_path) -> None:
     outcome = resdet("reproduce", "table8", "--output-dir", tmp_path, f"data.root={tmp_path}")
     assert outcome.status == 1
     written = json.loads((tmp_path / "table8.json").read_text())
@@ -40,7 +31,7 @@ def test_runs_that_can_not_run_leave_a_table(resdet: Resdet, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_measured_steps_give_hours(resdet: Resdet, tmp_path: Path, tiny: tuple[str, ...]) -> None:
+def test_measured_steps_give_hours(resdet, tmp_path, tiny) -> None:
     outcome = resdet("reproduce", "table8", "--dry-run", "--time", "--output-dir", tmp_path, *tiny)
     times = json.loads((tmp_path / "times.json").read_text())
     assert set(times) == {"vgg16_coco", "resnet101_coco"}
@@ -49,19 +40,18 @@ def test_measured_steps_give_hours(resdet: Resdet, tmp_path: Path, tiny: tuple[s
 
 
 @pytest.mark.slow
-def test_table_9_tests_every_row_once(resdet: Resdet, tmp_path: Path, tiny: tuple[str, ...]) -> None:
+def test_table_9_tests_every_row_once(succeeds, tmp_path, tiny) -> None:
     arguments = ("reproduce", "table9", "--output-dir", tmp_path, *tiny, "data.limit=1")
-    outcome = resdet(*arguments)
-    assert (outcome.status, outcome.err) == (0, "")
+    said = succeeds(*arguments)
     rows = {file: file.stat().st_mtime_ns for file in (tmp_path / "table9_methods").glob("*/result.json")}
     assert sorted(file.parent.name for file in rows) == ["0", "1", "2", "3", "4"]
-    assert "48.4 / 27.2" in outcome.out
-    assert resdet(*arguments).status == 0
+    assert "48.4 / 27.2" in said
+    succeeds(*arguments)
     assert {file: file.stat().st_mtime_ns for file in rows} == rows
 
 
 @pytest.mark.faults
-def test_a_killed_reproduction_goes_on_to_the_table(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+def test_a_killed_reproduction_goes_on_to_the_table(tmp_path, tiny) -> None:
     def finished() -> dict[str, int]:
         """The times at which the checkpoints of trainings were written, by run directory."""
         files = tmp_path.glob("*/step*/checkpoints/*.safetensors")

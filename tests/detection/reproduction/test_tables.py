@@ -1,7 +1,3 @@
-"""Mirrors tables.py and figures.py; every file of configs/reproduce is held to the paper."""
-
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -29,7 +25,7 @@ def finish(job: Job, metric: dict[str, dict[str, float]] | None) -> None:
         (job.run_directory / "result.json").write_text(json.dumps(metric))
 
 
-def test_every_table_has_the_figures_of_the_paper_and_shares_runs_by_their_names(tmp_path: Path) -> None:
+def test_every_table_has_the_figures_of_the_paper_and_shares_runs_by_their_names(tmp_path) -> None:
     found, seen = dict[str, Any](), dict[Path, Job]()
     for name in table_names():
         table, jobs = jobs_of(name, tmp_path)
@@ -48,7 +44,7 @@ def test_every_table_has_the_figures_of_the_paper_and_shares_runs_by_their_names
     }
 
 
-def test_bands_decide_where_there_are_some_and_else_the_difference_is_shown(tmp_path: Path) -> None:
+def test_bands_decide_where_there_are_some_and_else_the_difference_is_shown(tmp_path) -> None:
     table, jobs = jobs_of("table7", tmp_path)
     for job, metric in zip(jobs, ({"voc": {"mAP": 0.7152}}, {"voc": {"mAP": 0.7471}}, None), strict=False):
         finish(job, metric)
@@ -64,7 +60,7 @@ def test_bands_decide_where_there_are_some_and_else_the_difference_is_shown(tmp_
     assert [figure.verdict for figure in table_figures(table, jobs)] == shown
 
 
-def test_a_changed_recipe_has_no_verdict_and_runs_of_another_config_are_refused(tmp_path: Path) -> None:
+def test_a_changed_recipe_has_no_verdict_and_runs_of_another_config_are_refused(tmp_path) -> None:
     table, jobs = jobs_of("table7", tmp_path / "a", "solver.base_lr=0.002", "data.root=elsewhere")
     finish(jobs[0], {"voc": {"mAP": 0.9}})
     assert table_figures(table, jobs)[0].verdict == ""
@@ -75,21 +71,18 @@ def test_a_changed_recipe_has_no_verdict_and_runs_of_another_config_are_refused(
         jobs_of("table7", tmp_path / "b")[1][0].check()
 
 
-@pytest.mark.parametrize(
-    ("programs", "message"),
-    [
+def test_malformed_files_are_refused_by_name(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    for programs, message in (
         ("{name: a, run: train, config: x.yaml, init: b}, {name: b, run: train, config: x.yaml}", "'a' must"),
         ("{name: a, run: train, config: x.yaml}, {name: a, run: train, config: x.yaml}", "'a' must"),
         ("{name: a, run: methods, config: x.yaml}", "weights and rows"),
         ("{name: ../a, run: train, config: x.yaml}", "names a folder"),
         ("{name: a, run: trains, config: x.yaml}", r"programs\[0\]\.run"),
-    ],
-)
-def test_malformed_files_are_refused_by_name(tmp_path: Path, programs: str, message: str) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(f'{{table: "1", title: t, programs: [{programs}]}}')
-    with pytest.raises(ValueError, match=message) as error:
-        load_table(str(path))
-    assert str(path) in str(error.value)
+    ):
+        path.write_text(f'{{table: "1", title: t, programs: [{programs}]}}')
+        with pytest.raises(ValueError, match=message) as error:
+            load_table(str(path))
+        assert str(path) in str(error.value)
     with pytest.raises(ValueError, match="no table 'table77'; known: table6, table7"):
         load_table("table77")

@@ -1,7 +1,5 @@
 """A tiny data set and detector, its finished run, and what tests of whole runs do with them; once a session."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -16,43 +14,42 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from detection.config.detection import (
-    AnchorConfig,
-    BoxConfig,
-    DetectionConfig,
-    DetectorBackboneConfig,
-    DetectorDataConfig,
-    DetectorSolverConfig,
-    PostprocessConfig,
-    RPNConfig,
-)
+from detection.config.detection import DetectionConfig
+from detection.config.load import dump_config, parse_config
 from detection.data.digits import write_digits
 from detection.engine.log import RunLog
+from detection.engine.signals import StoppedError
 from detection.tasks.train import run_training
+
+TINY = """
+backbone: {name: timm:test_resnet, norm: bn, fpn: true, fpn_channels: 16}
+anchors: {sizes: [16, 24, 32, 48, 64]}
+rpn: {channels: 16, allow_outside: true, samples_per_image: 16, min_size: 2,
+  pre_nms_train: 64, pre_nms_test: 200, post_nms_train: 16, post_nms_test: 64}
+box: {samples_per_image: 8, head: fc, head_channels: 16}
+test: {score_threshold: 0.01}
+data: {train: [digits:train], test: [digits:test], shorter_side: 64, longer_side: 96, workers: 0}
+solver: {iterations: 4, steps: [3], clip_norm: 5, checkpoint_every: 2, log_every: 1, layout: channels_last}
+device: cpu
+"""
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits(tmp_path_factory) -> Path:
     """The data root of six training and two test images."""
     return write_digits(tmp_path_factory.mktemp("digits"), num_train=6, num_test=2).parent
 
 
 @pytest.fixture(scope="session")
-def tiny(digits: Path) -> DetectionConfig:
+def tiny(digits) -> DetectionConfig:
     """A detector of 0.4 million weights that trains for four steps with a checkpoint after every second one."""
-    few: dict[str, Any] = {"pre_nms_train": 64, "pre_nms_test": 200, "post_nms_train": 16, "post_nms_test": 64}
-    small: dict[str, Any] = {"shorter_side": 64, "longer_side": 96, "workers": 0}
-    often: dict[str, Any] = {"checkpoint_every": 2, "log_every": 1, "layout": "channels_last"}
-    return DetectionConfig(
-        backbone=DetectorBackboneConfig(name="timm:test_resnet", norm="bn", fpn=True, fpn_channels=16),
-        anchors=AnchorConfig(sizes=(16.0, 24.0, 32.0, 48.0, 64.0)),
-        rpn=RPNConfig(channels=16, allow_outside=True, samples_per_image=16, min_size=2.0, **few),
-        box=BoxConfig(samples_per_image=8, head="fc", head_channels=16),
-        test=PostprocessConfig(score_threshold=0.01),
-        data=DetectorDataConfig(train=("digits:train",), test=("digits:test",), root=str(digits), **small),
-        solver=DetectorSolverConfig(iterations=4, steps=(3,), clip_norm=5.0, **often),
-        device="cpu",
-    )
+    return Lab.changed(parse_config(DetectionConfig, TINY), data__root=str(digits))
+
+
+@pytest.fixture
+def tiny_file(tiny: DetectionConfig, tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(dump_config(tiny))
+    return tmp_path / "tiny.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def finished(tiny: DetectionConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(tiny, tmp_path_factory) -> Run:
     """A run that nothing interrupted; a test that writes copies it."""
     path = tmp_path_factory.mktemp("runs") / "finished"
     return Run(path, run_training(tiny, path))
@@ -128,12 +125,14 @@ class Lab:
             patch.setattr(RunLog, "metrics", interrupt)
             yield Killed
 
-    def run_until(self, config: DetectionConfig, output: Path, count: int) -> None:
-        """Trains until the process is killed, right after ``count`` steps."""
-        with self.ends_at(count) as killed, pytest.raises(killed):
+    def run_until(self, config: DetectionConfig, output: Path, count: int, how: Any = Killed) -> str:
+        """Trains until the process is killed, or ends in another way, right after ``count`` steps; gives the error."""
+        error = StoppedError if isinstance(how, signal.Signals) else how
+        with self.ends_at(count, how), pytest.raises(error) as ended:
             run_training(config, output)
+        return str(ended.value)
 
 
 @pytest.fixture(scope="session")
-def lab(finished: Run) -> Lab:
+def lab(finished) -> Lab:
     return Lab(finished)

@@ -1,10 +1,5 @@
-"""Mirrors detection/tasks/check.py and data_page.py: what is printed, the exit status, and the page in a browser."""
-
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +15,7 @@ OUTSIDE = ("dog", (300, 1, 310, 9), False)
 
 
 @pytest.fixture
-def run(resdet, tmp_path) -> Callable[..., tuple[object, str]]:
+def run(resdet, tmp_path):
     """Checks data below tmp_path: the exit status and what was printed."""
 
     def check(*args: object) -> tuple[object, str]:
@@ -53,13 +48,12 @@ def test_good_data_gives_zero_counts_and_lines_of_a_config(run, card) -> None:
     assert (len(values["anchors"]["sizes"]), len(values["anchors"]["ratios"])) == (5, 3)
 
 
-def test_no_anchors_are_suggested_for_image_folders(run, tmp_path) -> None:
+def test_no_anchors_are_suggested_for_image_folders(run, write_card, tmp_path) -> None:
     image = tmp_path / "train" / "cat" / "a.png"
     image.parent.mkdir(parents=True)
     Image.effect_noise((32, 32), 50).save(image)
-    card = tmp_path / "mine.yaml"
-    card.write_text(f"{{format: image_folder, root: {tmp_path}, splits: {{train: {{folder: train}}}}}}")
-    status, output = run(card)
+    keys = {"root": str(tmp_path), "classes": None, "splits": {"train": {"folder": "train"}}}
+    status, output = run(write_card("image_folder", **keys))
     assert (status, "cat" in output, "anchors" in output) == (0, True, False)
 
 
@@ -138,7 +132,7 @@ def test_pages_of_a_card_that_lies_nowhere_of_one_without_objects_and_one_whose_
     assert "Sizes and anchors" not in page.read_text()
 
 
-def test_every_part_of_the_data_has_a_section_that_can_be_read(made_folder, inspect_page, tmp_path) -> None:
+def test_every_part_of_the_data_has_a_section_that_can_be_read(made_folder, assert_readable, tmp_path) -> None:
     """Of a folder with polygons, one image twice, and a broken one."""
     folder, page = made_folder("labelme"), tmp_path / "data.html"
     images = sorted(path for path in folder.rglob("*") if path.suffix in (".jpg", ".png"))
@@ -149,19 +143,16 @@ def test_every_part_of_the_data_has_a_section_that_can_be_read(made_folder, insp
     found = re.findall(r"<h2[^>]*>([^<]+)</h2>", page.read_text())
     titles = ["Classes", "Objects per image", "Sizes and anchors", "Splits compared", "Masks"]
     assert [title for title in found if not title.startswith("Samples of")] == ["Findings", *titles]
-    for width in (390, 1280):
-        seen = inspect_page(page, width)
-        assert seen == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}
+    assert_readable(page)
 
 
-def test_keypoints_have_a_table_and_are_drawn(make_coco, tmp_path) -> None:
+def test_keypoints_have_a_table_and_are_drawn(make_coco, write_card, tmp_path) -> None:
     record = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [5, 5, 40, 40], "keypoints": [10, 20, 2, 30, 20, 1]}
     file = make_coco({7: "a.jpg"}, [record, record | {"id": 2, "keypoints": [0] * 6}])
     categories = [{"id": 3, "name": "cat", "keypoints": ["left_eye", "right_eye"]}]
     file.write_text(json.dumps(json.loads(file.read_text()) | {"categories": categories}))
-    splits, card = {"train": {"annotations": file.name, "images": "train"}}, file.parent / "cats.yaml"
-    card.write_text(yaml.safe_dump({"format": "coco", "root": str(file.parent), "splits": splits}))
-    assert check_card(str(card), Path(), images=False, page=tmp_path / "page.html") == 0
+    card = write_card("coco", root=str(file.parent), classes=None)
+    assert check_card(card, Path(), images=False, page=tmp_path / "page.html") == 0
     rows = re.findall(r"<tr>(.*?)</tr>", (tmp_path / "page.html").read_text(), re.DOTALL)
     cells = [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in rows]
     assert ["left_eye", "right_eye", "0.025", "50.0", "0.0"] in cells

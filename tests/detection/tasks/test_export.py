@@ -1,9 +1,6 @@
-"""An export is written whole with its proof, or not at all."""
-
-from __future__ import annotations
-
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from detection.build import build_detector
-from detection.config.detection import DetectionConfig, DetectorBackboneConfig, DetectorDataConfig, RPNConfig
+from detection.config.detection import DetectionConfig
+from detection.config.load import parse_config
 from detection.engine.checkpoint import Checkpoint
 from detection.export.extras import optional
 from detection.export.facts import Facts, describe_export
@@ -23,11 +21,12 @@ from detection.export.runtime import Exported
 from detection.tasks import export
 from detection.tasks.export import Limits, Wanted, run_export
 
-CONFIG = DetectionConfig(
-    backbone=DetectorBackboneConfig(name="resnet18", weights=None),
-    rpn=RPNConfig(channels=16, pre_nms_test=50, post_nms_test=10),
-    data=DetectorDataConfig(test=(), shorter_side=64, longer_side=96),
-)
+TEXT = """
+backbone: {name: resnet18, weights: null}
+rpn: {channels: 16, pre_nms_test: 50, post_nms_test: 10}
+data: {test: [], shorter_side: 64, longer_side: 96}
+"""
+CONFIG = parse_config(DetectionConfig, TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +42,13 @@ def checkpoint() -> Checkpoint[DetectionConfig]:
 
 
 @pytest.fixture
-def photos(tmp_path) -> Path:
+def wanted(tmp_path):
+    """Makes wishes over two photos."""
     (tmp_path / "photos").mkdir()
     for number, size in enumerate([(60, 80), (80, 60)]):  # height, width
         pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
-    return tmp_path / "photos"
+    return partial(replace, Wanted(format="onnx", images=tmp_path / "photos", timed=0))
 
 
 @pytest.fixture
@@ -72,13 +72,9 @@ def written(monkeypatch, checkpoint) -> list[Facts]:
     return seen
 
 
-def wanted(photos: Path, **changes: Any) -> Wanted:
-    return replace(Wanted(format="onnx", images=photos, timed=0), **changes)
-
-
-def test_files_lie_beside_their_proof(checkpoint, photos, written, tmp_path) -> None:
+def test_files_lie_beside_their_proof(checkpoint, wanted, written, tmp_path) -> None:
     output = tmp_path / "export" / "onnx"
-    proof = run_export(checkpoint, output, wanted(photos), say=lambda _: None)
+    proof = run_export(checkpoint, output, wanted(), say=lambda _: None)
     assert sorted(path.name for path in output.iterdir()) == ["export.json", "export.md", "model.onnx"]
     assert proof == json.loads((output / "export.json").read_text())
     assert proof["agreement"]["images"] == 2
@@ -89,20 +85,20 @@ def test_files_lie_beside_their_proof(checkpoint, photos, written, tmp_path) -> 
 
 
 @pytest.mark.usefixtures("written")
-def test_an_export_that_loses_too_much_leaves_nothing(checkpoint, photos, tmp_path) -> None:
+def test_an_export_that_loses_too_much_leaves_nothing(checkpoint, wanted, tmp_path) -> None:
     output = tmp_path / "export" / "onnx_int8"
     output.mkdir(parents=True)
     (output / "earlier").touch()
     with pytest.raises(ValueError, match=r"100\.0 %.*--max-unmatched 0\.3"):
-        run_export(checkpoint, output, wanted(photos, precision="int8"))
+        run_export(checkpoint, output, wanted(precision="int8"))
     assert [path.name for path in output.parent.iterdir()] == ["onnx_int8"]
     assert [path.name for path in output.iterdir()] == ["earlier"]
     limits = Limits(unmatched=1.0)
-    run_export(checkpoint, output, wanted(photos, precision="int8", limits=limits), say=lambda _: None)
+    run_export(checkpoint, output, wanted(precision="int8", limits=limits), say=lambda _: None)
     assert not (output / "earlier").exists()
 
 
-def test_what_can_not_be_exported(checkpoint, photos, tmp_path) -> None:
+def test_what_can_not_be_exported(checkpoint, wanted, tmp_path) -> None:
     flipped = replace(checkpoint, config=replace(CONFIG, test=replace(CONFIG.test, flip=True)))
     for given, changes, key in (
         (checkpoint, {"format": "torch", "precision": "int8"}, "--int8"),
@@ -113,7 +109,7 @@ def test_what_can_not_be_exported(checkpoint, photos, tmp_path) -> None:
         (checkpoint, {"images": None}, "data.test"),
     ):
         with pytest.raises(ValueError, match=key):
-            run_export(given, tmp_path / "export", wanted(photos, **changes))
+            run_export(given, tmp_path / "export", wanted(**changes))
     with pytest.raises(ImportError, match=r"--format onnx.*pip install 'resdet\[export\]'"):
         optional("no_such_package", "--format onnx")
 

@@ -1,14 +1,9 @@
-"""Mirrors detection/tasks/fit.py; a stand-in step has as much memory as a test says."""
-
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
 import torch
 
 from detection.build import build_detector
-from detection.config.load import dump_config
 from detection.data.loader import load_data
 from detection.data.transforms import Resize
 from detection.tasks import fit
@@ -16,7 +11,7 @@ from detection.tasks.fit import fewest_parts, largest_images, smallest_accumulat
 
 
 @pytest.mark.parametrize(("at_once", "expected"), [(12, 1), (11, 2), (6, 2), (5, 3), (1, 12), (0, None)])
-def test_the_fewest_parts_that_are_small_enough(at_once: int, expected: int | None) -> None:
+def test_the_fewest_parts_that_are_small_enough(at_once, expected) -> None:
     tried = list[int]()
 
     def holds(accumulate: int) -> bool:
@@ -55,9 +50,7 @@ def test_the_memory_decides_the_parts_and_the_model_stays(tiny, lab, monkeypatch
         assert lab.differing(detector.state_dict(), before) == []
 
 
-def test_a_cpu_says_that_nothing_has_to_fit(tiny, resdet, tmp_path) -> None:
-    (tmp_path / "tiny.yaml").write_text(dump_config(tiny))
+def test_a_cpu_says_that_nothing_has_to_fit(tiny_file, succeeds, tmp_path) -> None:
     short = ("solver.iterations=1", "data.test=[]", "solver.log_sinks=[]")
-    trained = resdet("train", tmp_path / "tiny.yaml", "--output-dir", tmp_path / "run", "--fit", *short)
-    assert (trained.status, trained.err) == (0, "")
-    assert "--fit: a CPU" in trained.out
+    trained = succeeds("train", tiny_file, "--output-dir", tmp_path / "run", "--fit", *short)
+    assert "--fit: a CPU" in trained

@@ -1,9 +1,6 @@
-"""Mirrors detection/tasks/precise_bn.py."""
-
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,29 +11,41 @@ from backbones.classifier import backbone_weights
 from backbones.weights.load import read_state_dict
 from detection.build import build_detector
 from detection.build_trunk import build_plain_backbone
-from detection.config.detection import BoxConfig, DetectionConfig, DetectorBackboneConfig, DetectorDataConfig, RPNConfig
+from detection.config.detection import DetectionConfig, DetectorBackboneConfig, RPNConfig
 from detection.data.cards import load_dataset
 from detection.data.loader import build_test_loader
-from detection.model.faster_rcnn import FasterRCNN
 from detection.structures import ImageBatch
 from detection.tasks.precise_bn import recompute_statistics
 
 
 @pytest.fixture(scope="module")
-def config(digits) -> DetectionConfig:
-    data = DetectorDataConfig(train=("digits:train",), root=str(digits), shorter_side=64, longer_side=96, workers=0)
+def config(tiny) -> DetectionConfig:
     backbone = DetectorBackboneConfig(name="resnet18", norm="frozen_bn", freeze_at=2, roi_size=2)
-    return DetectionConfig(backbone=backbone, rpn=RPNConfig(channels=8), box=BoxConfig(), data=data)
+    return DetectionConfig(backbone=backbone, rpn=RPNConfig(channels=8), data=tiny.data)
 
 
-def test_statistics_are_those_of_all_images(config, tmp_path) -> None:
-    path = tmp_path / "backbone.safetensors"
-    torch.manual_seed(0)
-    assert recompute_statistics(config, path, images=100) == 6
-    state = backbone_weights(read_state_dict(path))
-    torch.manual_seed(0)
-    trained = build_detector(replace(config, backbone=replace(config.backbone, norm="bn", freeze_at=0)), 10)
-    assert isinstance(trained, FasterRCNN)
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "backbone.safetensors"
+
+
+@pytest.fixture
+def recomputed(config, path):
+    """Recomputes; gives the number of images, the written weights and the detector that they come from."""
+
+    def recompute(**options: Any) -> tuple[int, dict[str, Any], Any]:
+        torch.manual_seed(0)
+        count = recompute_statistics(config, path, images=100, **options)
+        torch.manual_seed(0)
+        trained = build_detector(replace(config, backbone=replace(config.backbone, norm="bn", freeze_at=0)), 10)
+        return count, dict(backbone_weights(read_state_dict(path))), trained
+
+    return recompute
+
+
+def test_statistics_are_those_of_all_images(config, recomputed) -> None:
+    count, state, trained = recomputed()
+    assert count == 6
     index, _ = load_dataset(config.data.train, Path(str(config.data.root)))
     sums, squares, count = torch.zeros(64), torch.zeros(64), 0
     stem = trained.backbone.get_submodule("conv1")
@@ -52,8 +61,7 @@ def test_statistics_are_those_of_all_images(config, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"name": "resnet50", "stride_in": "1x1"}], ids=["resnet18", "1x1"])
-def test_the_file_is_one_that_a_frozen_backbone_takes(config, tmp_path, options) -> None:
-    path = tmp_path / "backbone.safetensors"
+def test_the_file_is_one_that_a_frozen_backbone_takes(config, path, options) -> None:
     described = replace(config.backbone, **options)
     recompute_statistics(replace(config, backbone=described), path, images=2)
     backbone = build_plain_backbone(replace(described, weights=str(path)), pretrained=True)
@@ -66,33 +74,20 @@ def test_the_file_is_one_that_a_frozen_backbone_takes(config, tmp_path, options)
             build_plain_backbone(replace(described, weights=str(path), stride_in=None), pretrained=True)
 
 
-def test_an_image_folder_is_seen_as_in_classification(config, tmp_path) -> None:
+def test_an_image_folder_is_seen_as_in_classification(config, recomputed, path, tmp_path) -> None:
     # One flat colour per image: the crop is that colour, so the mean response of a 1x1 network is known.
     for number, colour in enumerate([(10, 20, 30), (110, 20, 30)]):
         folder = tmp_path / "images" / f"class{number}"
         folder.mkdir(parents=True)
         Image.new("RGB", (400, 300), colour).save(folder / "a.png")
-    path = tmp_path / "backbone.safetensors"
-    torch.manual_seed(0)
-    assert recompute_statistics(config, path, images=100, folder=tmp_path / "images") == 2
-    torch.manual_seed(0)
-    trained = build_detector(replace(config, backbone=replace(config.backbone, norm="bn", freeze_at=0)), 10)
-    assert isinstance(trained, FasterRCNN)
+    count, state, trained = recomputed(folder=tmp_path / "images")
+    assert count == 2
     crops = [torch.tensor(colour, dtype=torch.uint8) for colour in [(10, 20, 30), (110, 20, 30)]]
     images = ImageBatch.from_images([crop[:, None, None].expand(3, 224, 224) for crop in crops])
     with torch.no_grad():
         wanted = trained.backbone.get_submodule("conv1")(trained.normalize(images)).mean(dim=(0, 2, 3))
-    torch.testing.assert_close(
-        backbone_weights(read_state_dict(path))["bn1.running_mean"], wanted, rtol=1e-3, atol=1e-3
-    )
-
-
-def test_only_so_many_images_of_a_folder_are_read(config, tmp_path) -> None:
-    folder = tmp_path / "images" / "only"
-    folder.mkdir(parents=True)
-    for number in range(4):
-        Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / f"{number}.png")
-    assert recompute_statistics(config, tmp_path / "x.safetensors", images=3, folder=tmp_path / "images") == 3
+    torch.testing.assert_close(state["bn1.running_mean"], wanted, rtol=1e-3, atol=1e-3)
+    assert recompute_statistics(config, path, images=1, folder=tmp_path / "images") == 1  # only so many are read
 
 
 def test_other_files_networks_and_folders_are_refused(config, tmp_path) -> None:

@@ -1,7 +1,3 @@
-"""Mirrors detection/tasks/test.py: whole tests of checkpoints, and what a test refuses."""
-
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +9,16 @@ import torch
 
 from detection.build import build_detector
 from detection.config.detection import DetectionConfig, DetectorBackboneConfig
+from detection.data.corruptions import CORRUPTIONS
 from detection.data.digits import CLASSES
-from detection.data.loader import load_index
 from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.engine.device import choose_device
 from detection.engine.evaluate import evaluate
 from detection.evaluation.coco import coco_results
 from detection.evaluation.metrics import figures
 from detection.predictor import Predictor
+from detection.report.robustness import write_robustness
+from detection.tasks.robustness import corrupted_files, run_corrupted
 from detection.tasks.test import read_records, run_test
 from detection.tasks.train import run_training
 
@@ -47,16 +45,12 @@ def checkpoint(finished) -> Checkpoint:
 
 
 @pytest.fixture
-def classes_card(digits, tmp_path):
+def classes_card(digits, write_card):
     """Writes a card of the test images whose classes are called otherwise, or whose file is another."""
 
-    def write(classes: list[str], file: str = "annotations/instances_test.json") -> str:
-        root, card = digits / "digits" / "coco", tmp_path / "mine.yaml"
-        split = {"annotations": file, "images": "test"}
-        card.write_text(
-            json.dumps({"format": "coco", "root": str(root), "classes": classes, "splits": {"test": split}})
-        )
-        return f"{card}:test"
+    def write(classes: Any, file: str = "annotations/instances_test.json") -> str:
+        splits = {"test": {"annotations": file, "images": "test"}}
+        return write_card("coco", root=str(digits / "digits" / "coco"), classes=[*classes], splits=splits) + ":test"
 
     return write
 
@@ -74,8 +68,7 @@ def test_figures_are_those_of_the_training_and_of_the_files(tiny, finished, chec
     assert voc["per_class"] == pytest.approx(expected["voc"]["per_class"])
 
 
-def test_limit_and_pictures_also_without_a_detection(tiny, checkpoint, lab, tmp_path) -> None:
-    said = list[str]()
+def test_limit_and_pictures_also_without_a_detection(tiny, checkpoint, lab, tmp_path, said) -> None:
     silent = lab.changed(tiny, test__score_threshold=1.0)
     result = judge(silent, checkpoint, tmp_path, limit=1, pictures=5, say=said.append)
     assert (result["images"], result["bbox"]["AP"], detections(tmp_path)) == (1, 0, [])
@@ -117,8 +110,6 @@ METHODS: dict[str, Any] = {"refine": True, "vote_iou": 0.5, "scales": (48, 96), 
 
 
 class TestMethods:
-    """The paper's test-time methods and ensembles, by config keys over one checkpoint."""
-
     def test_each_key_changes_the_detections(self, tiny, checkpoint, finished, lab, tmp_path) -> None:
         plain = detections(finished.path)
         for name, value in METHODS.items():
@@ -137,9 +128,7 @@ class TestMethods:
         assert found
         assert all(entry["bbox"][2] > 0 and entry["bbox"][3] > 0 and 0.01 < entry["score"] <= 1 for entry in found)
 
-    def test_ensemble_of_twice_the_same_checkpoint_is_the_checkpoint(
-        self, tiny, finished, checkpoint, tmp_path
-    ) -> None:
+    def test_ensemble_of_twice_the_same_is_the_checkpoint(self, tiny, finished, checkpoint, tmp_path) -> None:
         double = judge(tiny, checkpoint, tmp_path, ensemble=[checkpoint])
         assert double["bbox"]["AP"] == pytest.approx(finished.result["bbox"]["AP"], abs=1e-4)
         assert double["voc"]["mAP"] == pytest.approx(finished.result["voc"]["mAP"], abs=1e-4)
@@ -181,16 +170,13 @@ class TestWhatIsRefused:
             shown = [list(value) if isinstance(value, tuple) else value for value in (given, trained)]
             for part in (f"is {shown[0]!r} here", f"was {shown[1]!r}", "other.safetensors"):
                 assert part in str(error.value)
-        old, new = (
-            lab.changed(config, backbone__name="resnet50", backbone__stride_in=place) for place in ("1x1", "3x3")
-        )
+        deep = {"backbone__name": "resnet50"}
+        old, new = (lab.changed(config, **deep, backbone__stride_in=place) for place in ("1x1", "3x3"))
         with pytest.raises(ValueError, match=r"backbone\.stride_in is '3x3' here.*was '1x1'"):
             judge(new, untrained(old), tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
-    def test_what_only_training_or_the_test_reads_and_a_member_s_own_may_differ(
-        self, tiny, checkpoint, lab, tmp_path
-    ) -> None:
+    def test_what_one_side_alone_reads_and_a_member_s_own_may_differ(self, tiny, checkpoint, lab, tmp_path) -> None:
         other = lab.changed(tiny, backbone__freeze_at=0, rpn__post_nms_test=8, rpn__nms_iou=0.5, solver__iterations=1)
         other = lab.changed(other, box__samples_per_image=4, test__score_threshold=0.2)
         member = replace(checkpoint, config=lab.changed(tiny, anchors__offset=0.0))
@@ -205,16 +191,19 @@ class TestWhatIsRefused:
             module, weights = (lab.changed(tiny, box__context=on) for on in (into, not into))
             with pytest.raises(ValueError, match="do not fit") as error:
                 judge(module, untrained(weights), tmp_path / "out")
-            sides = (32, 16) if into else (16, 32)
+            ours, theirs = (32, 16) if into else (16, 32)
             for name, rows in (("classes", 11), ("deltas", 40)):
-                shapes = f"module ({rows}, {sides[0]}), weights ({rows}, {sides[1]})"
+                shapes = f"module ({rows}, {ours}), weights ({rows}, {theirs})"
                 assert f"box_stage.predictor.{name}.weight ({shapes})" in str(error.value)
         assert not (tmp_path / "out").exists()
 
-    def test_other_classes(self, tiny, checkpoint, lab, classes_card, tmp_path) -> None:
-        own = lab.changed(tiny, data__test=(classes_card([*CLASSES, "a"]),))
-        with pytest.raises(ValueError, match=r"'9'.*the data set has 11: .*'a'|class"):
-            judge(own, checkpoint, tmp_path / "out")
+    def test_other_classes_and_no_test_set(self, tiny, checkpoint, lab, classes_card, tmp_path) -> None:
+        for test, message in (
+            ((classes_card([*CLASSES, "a"]),), r"'9'.*the data set has 11: .*'a'|class"),
+            ((), r"data\.test is empty; give a list of card:split"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                judge(lab.changed(tiny, data__test=test), checkpoint, tmp_path / "out")
         for other in ((*CLASSES[1:], CLASSES[0]), (*CLASSES, "a"), CLASSES[:-1]):
             with pytest.raises(ValueError, match=r"other\.safetensors") as error:
                 judge(tiny, checkpoint, tmp_path / "out", ensemble=[untrained(tiny, other)])
@@ -222,11 +211,26 @@ class TestWhatIsRefused:
             assert str(CLASSES) in str(error.value)
         assert not (tmp_path / "out").exists()
 
-    def test_no_test_set(self, tiny, checkpoint, lab, tmp_path) -> None:
-        with pytest.raises(ValueError, match=r"data\.test is empty; give a list of card:split"):
-            load_index(tiny.data, (), key="data.test", say=print)
-        with pytest.raises(ValueError, match=r"data\.test is empty"):
-            judge(lab.changed(tiny, data__test=()), checkpoint, tmp_path)
+
+def test_detections_under_each_corruption_lie_beside_the_result(tiny, checkpoint, tmp_path, said) -> None:
+    assert corrupted_files(tmp_path) is None
+    judge(tiny, checkpoint, tmp_path)
+    run_corrupted(tiny, checkpoint, tmp_path, say=said.append)
+    files: Any = corrupted_files(tmp_path)
+    assert len(files) == len(said) == 12 == len(CORRUPTIONS)
+    found = {name: json.loads(path.read_text()) for name, path in files.items()}
+    assert all(found[name] != detections(tmp_path) for name in ("blur_3", "noise_3", "jpeg_3", "brightness_3"))
+    assert {entry["image_id"] for entry in found["blur_3"]} <= {7, 8}
+    table = write_robustness(tmp_path)
+    numbers = json.loads((tmp_path / "robustness.json").read_text())
+    assert list(numbers["corruptions"]) == [*files]
+    assert numbers["clean"]["low"] <= numbers["clean"]["value"] <= numbers["clean"]["high"]
+    assert "brightness_3" in table
+    said.clear()
+    files["noise_2"].unlink()
+    run_corrupted(tiny, checkpoint, tmp_path, say=said.append)
+    assert [line.partition(":")[0] for line in said] == ["noise_2"]  # the others are kept
+    assert json.loads(files["noise_2"].read_text()) == found["noise_2"]
 
 
 def test_the_device_of_machines_with_and_without_cuda(monkeypatch) -> None:

@@ -1,7 +1,3 @@
-"""Mirrors detection/tasks/train.py: whole runs on a handful of tiny images."""
-
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -31,8 +27,6 @@ from detection.engine.checkpoint import read_checkpoint
 from detection.engine.log import RunLog
 from detection.engine.loop import NotFiniteError, step
 from detection.engine.manifest import read_manifest
-from detection.engine.signals import StoppedError
-from detection.evaluation.metrics import Metric
 from detection.tasks.pictures import IMAGES, LONGEST
 from detection.tasks.test import run_test
 from detection.tasks.train import run_training
@@ -52,9 +46,10 @@ def untested(tiny, lab) -> DetectionConfig:
     return lab.changed(tiny, data__test=())
 
 
-def other_root(config: DetectionConfig, tmp_path: Path) -> Path:
+@pytest.fixture
+def other_root(digits, tmp_path) -> Path:
     """A copy of the data that a test may spoil."""
-    return Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
+    return Path(shutil.copytree(digits, tmp_path / "root"))
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny, finished, lab, tmp_path) -> None:
@@ -62,10 +57,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny, finished, lab, tm
     torch.manual_seed(12345)  # a new process has another random state
     run_training(tiny, tmp_path, resume=True)
     lab.is_finished(tmp_path)
-    names = ("iteration", *LOSSES, "learning_rate", "test/bbox.AP", "test/voc.mAP")
-    found, expected = (
-        [[line.get(name) for name in names] for line in lab.metrics_of(r)] for r in (tmp_path, finished.path)
-    )
+    names, lines = ("iteration", *LOSSES, "learning_rate", "test/bbox.AP", "test/voc.mAP"), lab.metrics_of(tmp_path)
+    found, expected = ([[line.get(n) for n in names] for line in r] for r in (lines, lab.metrics_of(finished.path)))
     assert found == expected
     assert lab.iterations(tmp_path) == [1, 2, 3, 4, 4]  # the last one: evaluation
     (entry,), (first, second) = read_manifest(finished.path), read_manifest(tmp_path)
@@ -136,36 +129,13 @@ def test_files_of_a_run(tiny, finished, lab) -> None:
     assert (read.config, read.class_names, read.iteration) == (tiny, CLASSES, STEPS)
 
 
-@pytest.mark.parametrize(
-    ("values", "lines"),
-    [
-        ({"data__workers": 1}, [1, 2, 3, 4, 4]),
-        (
-            {"data__val": ("digits:test",), "solver__evaluate_every": 2, "solver__checkpoint_every": 0},
-            [1, 2, 2, 3, *[4] * 3],
-        ),
-    ],
-    ids=["workers", "evaluations"],
-)
-def test_what_changes_no_weight(tiny, lab, tmp_path, values, lines) -> None:
-    torch.manual_seed(999)
-    run_training(lab.changed(tiny, **values), tmp_path)
-    lab.is_finished(tmp_path)
-    assert lab.iterations(tmp_path) == lines
-
-
-@pytest.mark.parametrize(
-    ("lower", "figures", "best"), [(False, (0.2, 0.5, 0.4, None), 2), (True, (0.5, None, 0.2, 0.3), 3)]
-)
-def test_best_checkpoint_has_the_best_metric(watched, lab, tmp_path, monkeypatch, lower, figures, best) -> None:
-    seen = iter(figures)
-    if lower:
-        error = Metric("bbox.AP", "error", lower_is_better=True)
-        monkeypatch.setattr("detection.evaluation.metrics.METRICS", (error,))
-    monkeypatch.setattr("detection.engine.trainer.read_metric", lambda result, key: next(seen))
-    run_training(lab.changed(watched, solver__evaluate_every=1, solver__keep_checkpoints=1), tmp_path)
-    assert read_checkpoint(tmp_path / "checkpoints" / "best.safetensors").iteration == best
-    assert lower or read_checkpoint(tmp_path).iteration == best  # which the directory means
+def test_workers_and_looks_on_the_way_change_no_weight(tiny, watched, lab, tmp_path) -> None:
+    looking = lab.changed(watched, solver__evaluate_every=2, solver__checkpoint_every=0)
+    for own, lines in ((lab.changed(tiny, data__workers=1), [1, 2, 3, 4, 4]), (looking, [1, 2, 2, 3, 4, 4, 4])):
+        torch.manual_seed(999)
+        run_training(own, run := tmp_path / str(len(lines)))
+        lab.is_finished(run)
+        assert lab.iterations(run) == lines
 
 
 def test_parts_of_a_step(untested, lab, tmp_path) -> None:
@@ -180,21 +150,19 @@ def test_parts_of_a_step(untested, lab, tmp_path) -> None:
 def test_bfloat16(tiny, lab, tmp_path) -> None:
     result = run_training(lab.changed(tiny, solver__precision="bf16", solver__iterations=2), tmp_path)
     assert (result["images"], lab.iterations(tmp_path)) == (2, [1, 2, 2])
-    assert all(
-        weight.dtype == torch.float32 for weight in lab.weights_of(tmp_path, 2).values() if weight.is_floating_point()
-    )
+    assert {w.dtype for w in lab.weights_of(tmp_path, 2).values() if w.is_floating_point()} == {torch.float32}
 
 
 @pytest.mark.parametrize("change", [lambda content: content.pop("annotations"), lambda c: c["annotations"].clear()])
-def test_sets_without_ground_truth_or_objects_give_no_metric_and_choose_nothing(watched, lab, tmp_path, change) -> None:
-    root, run = other_root(watched, tmp_path), tmp_path / "run"
-    file = root / "digits" / "coco" / "annotations" / "instances_test.json"
+def test_sets_without_ground_truth_or_objects_give_no_metric_and_choose_nothing(
+    watched, lab, other_root, tmp_path, change
+) -> None:
+    file, run = other_root / "digits" / "coco" / "annotations" / "instances_test.json", tmp_path / "run"
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
-    result = run_training(
-        lab.changed(watched, data__root=str(root), solver__evaluate_every=1, solver__iterations=2), run
-    )
+    own = lab.changed(watched, data__root=str(other_root), solver__evaluate_every=1, solver__iterations=2)
+    result = run_training(own, run)
     assert (result["bbox"]["AP"], result["voc"]["mAP"], result["weights"]["chosen_by"]) == (None, None, None)
     assert read_checkpoint(run).path.name == "0000002.safetensors"
     assert not [key for line in lab.metrics_of(run) for key in line if "AP" in key]
@@ -202,10 +170,8 @@ def test_sets_without_ground_truth_or_objects_give_no_metric_and_choose_nothing(
 
 def test_averaged_weights_are_resumed_and_tested(watched, lab, tmp_path) -> None:
     """By AdamW, so that its state is part of the resume as well."""
-    averaging = lab.changed(
-        watched, solver__ema_decay=0.9, solver__optimizer="adamw", solver__base_lr=1e-4, solver__clip_norm=None
-    )
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    adamw = {"solver__optimizer": "adamw", "solver__base_lr": 1e-4, "solver__clip_norm": None}
+    averaging, whole, cut = lab.changed(watched, solver__ema_decay=0.9, **adamw), tmp_path / "whole", tmp_path / "cut"
     run_training(averaging, whole)
     lab.run_until(averaging, cut, STEPS - 1)
     torch.manual_seed(12345)
@@ -232,23 +198,20 @@ def test_averaged_weights_are_resumed_and_tested(watched, lab, tmp_path) -> None
         # Labels of one set mean nothing in the other, and the figures would be wrong without a word.
         ({"data__test": ("reversed.yaml:test",)}, "classes"),
         ({"solver__best_metric": "bbox.ap50"}, r"solver\.best_metric"),
-        (
-            {"data__train": ("voc.yaml:train",), "data__test": (), "data__copy_paste": 0.5},
-            "lacks masks.* data.copy_paste",
-        ),
+        ({"data__train": ("voc.yaml:train",), "data__test": (), "data__copy_paste": 0.5}, "masks.* data.copy_paste"),
         ({"init": "absent"}, "init 'absent' is no run, no file"),
+        ({"init": "RUN", "init_classes": {"3": "three"}}, "init_classes maps '3' to 'three'"),
     ],
 )
 def test_mistakes_are_named_before_any_step(
-    tiny, lab, make_voc, write_card, digits, tmp_path, monkeypatch, values, message
+    tiny, lab, finished, make_voc, write_card, digits, tmp_path, monkeypatch, values, message
 ) -> None:
-    card = tmp_path / "reversed.yaml"
-    split = "{annotations: annotations/instances_test.json, images: test}"
-    root, classes = digits / "digits" / "coco", json.dumps(CLASSES[::-1])
-    card.write_text(f"format: coco\nroot: {root}\nclasses: {classes}\nsplits: {{test: {split}}}\n")
+    splits = {"test": {"annotations": "annotations/instances_test.json", "images": "test"}}
+    write_card("coco", card="reversed", root=str(digits / "digits" / "coco"), classes=[*CLASSES[::-1]], splits=splits)
     make_voc({"a": [("cat", (11, 21, 40, 50), False)]})
     write_card("voc", root=str(tmp_path / "voc"))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "RUN").symlink_to(finished.path)
     with pytest.raises(ValueError, match=message):
         run_training(lab.changed(tiny, **values), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -263,69 +226,45 @@ def test_pasting_reads_the_masks_without_a_mask_stage(tiny, lab, make_coco, writ
     assert (tmp_path / "run" / "result.json").is_file()
 
 
-class TestSaidAtTheStart:
-    """What a user would else find out at the end."""
-
-    @pytest.fixture
-    def short(self, untested, lab) -> DetectionConfig:
-        return lab.changed(
-            untested, data__limit=1, solver__iterations=1, solver__checkpoint_every=0, solver__log_sinks=()
-        )
-
-    @pytest.mark.parametrize("form", ["bbox.per_class.{}.AP50", "voc.per_class.{}"])
-    def test_best_metric_of_a_class_that_val_lacks(self, short, lab, tmp_path, capsys, form) -> None:
-        watched = lab.changed(short, data__val=short.data.train)
-        index = load_dataset(watched.data.train, Path(str(watched.data.root)))[0].first(1)
-        present = index.class_names[int(index.labels[0])]
-        lacking = next(name for label, name in enumerate(index.class_names) if label not in index.labels)
-        for name in (present, lacking):
-            run_training(lab.changed(watched, solver__best_metric=form.format(name)), tmp_path / name)
-            warned = f"data.val has no object of class '{lacking}'" in capsys.readouterr().out
-            assert warned == (name == lacking)
-
-    def test_what_came_over_from_init_and_many_proposals(self, short, lab, finished, tmp_path, capsys) -> None:
-        run_training(lab.changed(short, init=str(finished.path), rpn__post_nms_train=6000), tmp_path)
-        out = capsys.readouterr().out
-        assert f"starts from {finished.path}" in out
-        assert f"classes kept: {', '.join(CLASSES)}\n  classes new: none" in out
-        assert "warning: rpn.post_nms_train 6000" in out
+@pytest.mark.parametrize("form", ["bbox.per_class.{}.AP50", "voc.per_class.{}"])
+def test_a_best_metric_of_a_class_that_val_lacks_is_said_at_the_start(
+    untested, digits, lab, tmp_path, capsys, form
+) -> None:
+    one = {"data__limit": 1, "data__val": untested.data.train, "solver__iterations": 1, "solver__checkpoint_every": 0}
+    short = lab.changed(untested, **one, rpn__post_nms_train=6000, solver__log_sinks=())
+    index = load_dataset(short.data.train, digits)[0].first(1)
+    present = index.class_names[int(index.labels[0])]
+    lacking = next(name for label, name in enumerate(index.class_names) if label not in index.labels)
+    for name in (present, lacking):
+        run_training(lab.changed(short, solver__best_metric=form.format(name)), tmp_path / name)
+        said = capsys.readouterr().out
+        assert (f"data.val has no object of class '{lacking}'" in said) == (name == lacking)
+        assert "warning: rpn.post_nms_train 6000" in said
 
 
-class TestOtherSettingsOnTheWay:
-    """A run that goes on with another config takes that config's word, and says so."""
-
-    @pytest.mark.parametrize(
-        ("values", "decays", "factors"),
-        [
-            ({"momentum": 0.0, "weight_decay": 0.25, "bias_lr_factor": 3.0}, {0.25, 0.0}, {3.0, 1.0}),
-            ({"momentum": 0.5, "weight_decay": 0.0, "bias_lr_factor": 1.0}, {0.0}, {1.0}),
-        ],
-    )
-    def test_keys_of_the_optimizer_hold_at_once_and_are_said(
-        self, untested, lab, finished, tmp_path, capsys, values, decays, factors
-    ) -> None:
-        lab.run_until(untested, tmp_path, 3)  # the checkpoint is of iteration 2
-        keys = {f"solver__{key}": value for key, value in values.items()}
-        run_training(lab.changed(untested, **keys, solver__base_lr=0.02), tmp_path, resume=True)
-        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("config changed")]
-        assert "config changed: solver.base_lr: 0.001 -> 0.02" in said
-        assert f"config changed: solver.momentum: 0.9 -> {values['momentum']}" in said
-        assert len(said) == 4
-        state = torch.load(tmp_path / "checkpoints" / f"{STEPS:07d}.state.pt", weights_only=True)
-        groups = state["optimizer"]["param_groups"]
-        assert {group["momentum"] for group in groups} == {values["momentum"]}
-        assert {group["weight_decay"] for group in groups} == decays
-        assert {group["lr_factor"] for group in groups} == factors
-        assert [line["learning_rate"] for line in lab.metrics_of(tmp_path)] == pytest.approx([1e-3, 1e-3, 2e-2, 2e-3])
-        assert lab.differing(lab.weights_of(tmp_path), lab.weights_of(finished.path))
-
-    @pytest.mark.parametrize("precisions", [("fp32", "fp16"), ("fp16", "fp32")])
-    def test_into_and_out_of_half_precision(self, untested, lab, tmp_path, precisions) -> None:
-        first, second = (lab.changed(untested, solver__precision=precision) for precision in precisions)
-        lab.run_until(first, tmp_path, 3)
-        run_training(second, tmp_path, resume=True)
-        assert read_checkpoint(tmp_path).iteration == STEPS
-        assert all(weight.isfinite().all() for weight in lab.weights_of(tmp_path).values())
+@pytest.mark.parametrize(
+    ("momentum", "decay", "factor", "decays", "factors"),
+    [(0.0, 0.25, 3.0, {0.25, 0.0}, {3.0, 1.0}), (0.5, 0.0, 1.0, {0.0}, {1.0})],
+)
+def test_a_run_that_goes_on_with_another_config_takes_that_config_s_word_and_says_so(
+    untested, lab, finished, tmp_path, capsys, momentum, decay, factor, decays, factors
+) -> None:
+    lab.run_until(untested, tmp_path, 3)  # the checkpoint is of iteration 2
+    keys = {"solver__momentum": momentum, "solver__weight_decay": decay, "solver__bias_lr_factor": factor}
+    half = {"solver__precision": "fp16"} if momentum else {}
+    run_training(lab.changed(untested, **keys, **half, solver__base_lr=0.02), tmp_path, resume=True)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("config changed")]
+    assert "config changed: solver.base_lr: 0.001 -> 0.02" in said
+    assert f"config changed: solver.momentum: 0.9 -> {momentum}" in said
+    assert len(said) == 4 + len(half)
+    state = torch.load(tmp_path / "checkpoints" / f"{STEPS:07d}.state.pt", weights_only=True)
+    groups = state["optimizer"]["param_groups"]
+    assert {group["momentum"] for group in groups} == {momentum}
+    assert {group["weight_decay"] for group in groups} == decays
+    assert {group["lr_factor"] for group in groups} == factors
+    assert [line["learning_rate"] for line in lab.metrics_of(tmp_path)] == pytest.approx([1e-3, 1e-3, 2e-2, 2e-3])
+    assert lab.differing(lab.weights_of(tmp_path), lab.weights_of(finished.path))
+    assert all(weight.isfinite().all() for weight in lab.weights_of(tmp_path).values())
 
 
 def later_image(config: DetectionConfig) -> Path:
@@ -338,13 +277,10 @@ def later_image(config: DetectionConfig) -> Path:
 
 
 class TestErrorsOnTheWay:
-    """Whatever ends a training costs no steps, unless the steps are what went wrong."""
-
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_unreadable_image(self, tiny, lab, tmp_path, workers) -> None:
-        root, run = other_root(tiny, tmp_path), tmp_path / "run"
-        own = lab.changed(tiny, data__root=str(root), data__workers=workers, solver__checkpoint_every=0)
-        path = later_image(own)
+    def test_unreadable_image(self, tiny, lab, other_root, tmp_path, workers) -> None:
+        own = lab.changed(tiny, data__root=str(other_root), data__workers=workers, solver__checkpoint_every=0)
+        path, run = later_image(own), tmp_path / "run"
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2] + END)
         with pytest.raises(ImageError) as error:
@@ -376,24 +312,22 @@ class TestErrorsOnTheWay:
         run_training(own, tmp_path, resume=True)
         lab.is_finished(tmp_path)
 
-    def test_unreadable_images_of_the_first_step(self, tiny, lab, tmp_path) -> None:
-        root, run = other_root(tiny, tmp_path), tmp_path / "run"
-        for path in root.rglob("*.jpg"):
+    def test_unreadable_images_of_the_first_step(self, tiny, lab, other_root, tmp_path) -> None:
+        own, run = lab.changed(tiny, data__root=str(other_root)), tmp_path / "run"
+        for path in other_root.rglob("*.jpg"):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] + END)
         with pytest.raises(ImageError):
-            run_training(lab.changed(tiny, data__root=str(root)), run)
+            run_training(own, run)
         assert not (run / "checkpoints").exists()  # there is nothing to save
-        for path in root.rglob("*.jpg"):
+        for path in other_root.rglob("*.jpg"):
             path.write_bytes(b"")
         named = r"(?s)digits:train' has 6 errors.*000001\.jpg.*000006\.jpg.*bad_images: drop"
         with pytest.raises(ValueError, match=named):  # found out beforehand
-            run_training(lab.changed(tiny, data__root=str(root)), run)
+            run_training(own, run)
 
-    def test_ctrl_c(self, tiny, lab, tmp_path, monkeypatch) -> None:
-        said = list[str]()
+    def test_ctrl_c(self, tiny, lab, tmp_path, monkeypatch, said) -> None:
         monkeypatch.setattr(RunLog, "say", lambda log, text: said.append(text))
-        with lab.ends_at(3, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
-            run_training(tiny, tmp_path)
+        lab.run_until(tiny, tmp_path, 3, KeyboardInterrupt)
         monkeypatch.undo()
         saved = tmp_path / "checkpoints" / "0000003.safetensors"
         assert said[-1] == f"stopped; saved {saved}; --resume continues from it"
@@ -469,22 +403,17 @@ class TestEvaluationThatIsDue:
 
     def test_one_that_a_signal_came_before(self, watched, lab, tmp_path) -> None:
         often = lab.changed(watched, solver__evaluate_every=3, solver__checkpoint_every=0)
-        with lab.ends_at(3, signal.SIGTERM), pytest.raises(StoppedError):
-            run_training(often, tmp_path)
+        lab.run_until(often, tmp_path, 3, signal.SIGTERM)
         assert lab.iterations(tmp_path) == [1, 2, 3]
         run_training(often, tmp_path, resume=True)
         assert lab.iterations(tmp_path) == [1, 2, 3, 3, 4, 4, 4]
 
 
 class TestSignals:
-    """A signal lets the step end, saves and says so."""
-
     @pytest.mark.usefixtures("not_under_nohup")
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
     def test_the_same_command_goes_on(self, tiny, lab, tmp_path, number) -> None:
-        with lab.ends_at(3, number), pytest.raises(StoppedError) as error:
-            run_training(lab.changed(tiny, solver__checkpoint_every=0), tmp_path)
-        message = str(error.value)
+        message = lab.run_until(lab.changed(tiny, solver__checkpoint_every=0), tmp_path, 3, number)
         assert message.startswith(f"{number.name} ended the run after iteration 3 of 4; the same command with --resume")
         assert read_checkpoint(tmp_path).iteration == 3
         assert not (tmp_path / "result.json").exists()
@@ -495,8 +424,7 @@ class TestSignals:
         assert (second["exit"], second["first_iteration"], second["last_iteration"]) == ("finished", 3, 4)
 
     def test_files_cut_short_do_not_stop_a_resume(self, tiny, lab, tmp_path, capsys) -> None:
-        with lab.ends_at(3, signal.SIGTERM), pytest.raises(StoppedError):
-            run_training(tiny, tmp_path)
+        lab.run_until(tiny, tmp_path, 3, signal.SIGTERM)
         for name in ("manifest.json", "metrics.jsonl"):
             content = (tmp_path / name).read_text()
             (tmp_path / name).write_text(content[: len(content) - 9])
@@ -510,13 +438,11 @@ class TestSignals:
 
 
 class TestNotFinite:
-    """What solver.on_not_finite says is done, and the step can be seen again."""
-
     @pytest.fixture
     def train(self, untested, lab):
         """Trains with losses that are not a number in the steps that begin at ``iterations``."""
 
-        def train(output: Path, *iterations: int, resume: bool = False, **solver: Any) -> None:
+        def train(output: Path, *iterations: int, **solver: Any) -> None:
             def broken(state: Any, replica: Any, *rest: Any) -> Any:
                 def spoilt(*given: Any) -> Any:
                     return {name: loss * float("nan") for name, loss in replica(*given).items()}
@@ -527,7 +453,7 @@ class TestNotFinite:
             keys = {f"solver__{key}": value for key, value in solver.items()}
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(trainer, "step", broken)
-                run_training(lab.changed(untested, **keys), output, resume=resume)
+                run_training(lab.changed(untested, **keys), output)
 
         return train
 
@@ -560,22 +486,14 @@ class TestNotFinite:
         line = lab.metrics_of(tmp_path / "whole")[3]
         assert [line[f"loss/{name}"] for name in losses] == list(losses.values())
 
-    def test_skip(self, train, lab, tmp_path) -> None:
-        skipped, cut = tmp_path / "skip", tmp_path / "cut"
-        train(skipped, 1, on_not_finite="skip")
-        assert lab.iterations(skipped) == [1, 2, 3, 4]
-        assert lab.metrics_of(skipped)[1]["loss/total"] == 0
-        with lab.ends_at(3) as killed, pytest.raises(killed):  # a run that was killed in between ends the same
-            train(cut, 1, on_not_finite="skip")
-        train(cut, resume=True, on_not_finite="skip")
-        assert lab.differing(lab.weights_of(cut), lab.weights_of(skipped)) == []
-        state = torch.load(cut / "checkpoints" / "0000004.state.pt", weights_only=True)
+    def test_skip_up_to_so_many(self, train, lab, tmp_path) -> None:
+        train(tmp_path / "one", 1, on_not_finite="skip")
+        assert lab.metrics_of(tmp_path / "one")[1]["loss/total"] == 0
+        state = torch.load(tmp_path / "one" / "checkpoints" / "0000004.state.pt", weights_only=True)
         assert state["not_finite"] == 1
-
-    def test_skip_up_to_so_many(self, train, tmp_path) -> None:
         with pytest.raises(NotFiniteError, match=r"iteration 2: .*it is number 3, solver\.max_not_finite is 2"):
-            train(tmp_path, 0, 1, 2, on_not_finite="skip", max_not_finite=2)
-        names = sorted(path.name for path in (tmp_path / "not_finite").iterdir())
+            train(tmp_path / "many", 0, 1, 2, on_not_finite="skip", max_not_finite=2)
+        names = sorted(path.name for path in (tmp_path / "many" / "not_finite").iterdir())
         assert names == ["0000000", "0000000.json", "0000001.json", "0000002.json"]  # the state of the first only
 
     def test_roll_back_takes_the_weights_of_the_checkpoint_and_goes_on(self, train, lab, tmp_path, capsys) -> None:
@@ -604,11 +522,8 @@ class TestNotFinite:
 
 
 def test_deterministic_runs_of_several_threads_are_the_same(untested, lab, tmp_path, monkeypatch) -> None:
-    sizes = {"data__shorter_side": 192, "data__longer_side": 256}
-    settings, threads = (
-        lab.changed(untested, **sizes, solver__iterations=2, deterministic=True),
-        torch.get_num_threads(),
-    )
+    sizes, threads = {"data__shorter_side": 192, "data__longer_side": 256}, torch.get_num_threads()
+    settings = lab.changed(untested, **sizes, solver__iterations=2, deterministic=True)
     try:
         torch.set_num_threads(3)
         for name in ("one", "two"):
@@ -623,25 +538,16 @@ def test_deterministic_runs_of_several_threads_are_the_same(untested, lab, tmp_p
     assert not (tmp_path / "gpu").exists()
 
 
-class TestInit:
-    """Runs that start from another detector."""
-
-    def test_starts_from_the_weights_of_the_run(self, untested, lab, finished, tmp_path) -> None:
-        slow = lab.changed(untested, solver__iterations=1, solver__base_lr=1e-12, seed=5, init=str(finished.path))
-        run_training(slow, tmp_path)
-        started = lab.weights_of(tmp_path, 1)
-        for name, weight in lab.weights_of(finished.path).items():
-            if "running" not in name and "num_batches" not in name:
-                torch.testing.assert_close(started[name], weight, atol=1e-6, rtol=1e-6)
-
-    def test_a_run_that_goes_on_does_not_start_again(self, untested, lab, finished, tmp_path) -> None:
-        source = Path(shutil.copytree(finished.path, tmp_path / "source"))
-        begun = lab.changed(untested, init=str(source), solver__iterations=1)
-        run_training(begun, tmp_path / "run")
-        shutil.rmtree(source)
-        run_training(lab.changed(begun, solver__iterations=2), tmp_path / "run", resume=True)
-        assert read_checkpoint(tmp_path / "run").iteration == 2
-
-    def test_wrong_class_name_is_named(self, untested, lab, finished, tmp_path) -> None:
-        with pytest.raises(ValueError, match="init_classes maps '3' to 'three'"):
-            run_training(lab.changed(untested, init=str(finished.path), init_classes={"3": "three"}), tmp_path)
+def test_a_run_starts_from_the_weights_of_another_once(untested, lab, finished, tmp_path, capsys) -> None:
+    source, run = Path(shutil.copytree(finished.path, tmp_path / "source")), tmp_path / "run"
+    slow = lab.changed(untested, solver__iterations=1, solver__base_lr=1e-12, seed=5, init=str(source))
+    run_training(slow, run)
+    said, kept = capsys.readouterr().out, f"classes kept: {', '.join(CLASSES)}\n  classes new: none"
+    assert (f"starts from {source}" in said, kept in said) == (True, True)
+    started = lab.weights_of(run, 1)
+    for name, weight in lab.weights_of(finished.path).items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(started[name], weight, atol=1e-6, rtol=1e-6)
+    shutil.rmtree(source)
+    run_training(lab.changed(slow, solver__iterations=2), run, resume=True)
+    assert read_checkpoint(run).iteration == 2

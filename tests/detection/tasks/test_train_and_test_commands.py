@@ -1,7 +1,3 @@
-"""Mirrors detection/commands/detectors.py: train, then test, on a handful of tiny images."""
-
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -13,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
 from detection.config.load import dump_config
 from detection.data.digits import CLASSES
+from detection.engine.checkpoint import write_converted
+from detection.weights import zoo
+from detection.weights.torchvision import convert_torchvision
+from detection.weights.zoo import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def steps_of(said: str) -> list[str]:
     return re.findall(r"^ *(\d+/\d+) +\d", said, flags=re.MULTILINE)
 
 
-def test_training_and_test_end_well_and_show_the_same_figures(workspace, digits) -> None:
+def test_training_and_test_end_well_and_show_the_same_figures(workspace) -> None:
     trained, tested = workspace.trained, workspace.tested
     assert (trained.status, tested.status) == (0, 0)
     assert "mean" in tables(trained.out)
@@ -67,15 +69,7 @@ def test_training_and_test_end_well_and_show_the_same_figures(workspace, digits)
     assert f"result: {workspace.run / 'result.json'}" in trained.out
     ours, theirs = workspace.result("test"), workspace.result(".")
     assert (ours["bbox"], ours["voc"], ours["images"]) == (theirs["bbox"], theirs["voc"], 2)
-    truth = json.loads((digits / "digits/coco/annotations/instances_test.json").read_text())
-    annotated = {int(a["category_id"]) - 1 for a in truth["annotations"]}
-    absent = [name for name, ap in ours["voc"]["per_class"].items() if ap is None]
-    assert absent == [name for label, name in enumerate(CLASSES) if label not in annotated]
-    for name in CLASSES:
-        own = ours["bbox"]["per_class"][name]
-        assert list(own) == ["AP", "AP50", "AP75"]
-        assert all(value is None or 0 <= value <= 1 for value in own.values())
-    assert ours["bbox"]["AP50"] >= ours["bbox"]["AP"]
+    assert {tuple(own) for own in ours["bbox"]["per_class"].values()} == {("AP", "AP50", "AP75")}
     assert min(ours["seconds_per_image"], ours["peak_memory_gib"]) > 0
     folder = workspace.run / "test" / "pictures"
     assert f"pictures: {folder}" in tested.out
@@ -120,10 +114,6 @@ def test_options_and_overrides_reach_the_test(workspace, tmp_path) -> None:
         (("--weights", "absent.safetensors"), r"no checkpoint at absent\.safetensors"),
         (("--weights", "."), "no checkpoint at "),
         (("test.scales=[96]",), r"test\.scales takes two or more rising "),
-        (("test.scales=[128,96]",), r"test\.scales takes two or more rising "),
-        (("test.scales=[96,96]",), r"test\.scales takes two or more rising "),
-        (("test.vote_iou=0",), r".*'test\.vote_iou'.*got 0$"),
-        (("test.vote_iou=1.5",), r".*'test\.vote_iou'.*got 1\.5$"),
         (("backbone.fpn_channels=8",), r"the weights from (.|\n)*backbone\.lateral\.c2\.0\.weight"),
         (("test.nms=0.5",), r"no config key 'test\.nms'; did you mean 'test\.nms_iou'\?"),
     ],
@@ -135,13 +125,15 @@ def test_mistakes_are_one_error(workspace, tmp_path, monkeypatch, arguments, mes
     assert not [*tmp_path.iterdir()]
 
 
-def test_resume_goes_on_and_a_second_start_does_not(workspace, tmp_path) -> None:
+def test_resume_goes_on_and_a_second_start_or_a_loss_that_is_not_finite_does_not(workspace, tmp_path) -> None:
     run = Path(shutil.copytree(workspace.run, tmp_path / "run"))
     again = workspace.resdet("train", workspace.config, "--output-dir", run)
     assert "add --resume" in again.err
     resumed = workspace.resdet("train", workspace.config, "--output-dir", run, "--resume", "solver.iterations=3")
     assert (resumed.status, steps_of(resumed.out)) == (0, ["3/3"])
     assert (run / "checkpoints" / "0000003.safetensors").is_file()
+    outcome = workspace.resdet("train", workspace.config, "--output-dir", tmp_path / "wild", "solver.base_lr=1e30")
+    assert outcome.err.startswith("error: loss is not finite at iteration 1: ")
 
 
 def test_signal_ends_with_a_status_of_its_own(workspace, lab, tmp_path) -> None:
@@ -154,20 +146,50 @@ def test_signal_ends_with_a_status_of_its_own(workspace, lab, tmp_path) -> None:
     assert (again.status, tables(again.out)) == (0, tables(workspace.trained.out))
 
 
-def test_loss_that_is_not_finite_is_an_error_without_a_traceback(workspace, tmp_path) -> None:
-    outcome = workspace.resdet("train", workspace.config, "--output-dir", tmp_path, "solver.base_lr=1e30")
-    assert outcome.err.startswith("error: loss is not finite at iteration 1: ")
+def test_a_detector_of_the_zoo_is_tested_as_it_was_published(digits, tmp_path, monkeypatch, succeeds) -> None:
+    with torch.device("meta"):
+        shapes = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=11).state_dict()
+    state = {name: torch.tensor(0.01).expand(value.shape) for name, value in shapes.items()}
+    config, converted = convert_torchvision(state, class_names=CLASSES)
+
+    def fetch(entry: Entry, folder: Path, **_: Any) -> Path:
+        run = folder / entry.name
+        write_converted(run, config, CLASSES, converted)
+        return run
+
+    published = Entry("small", "torchvision", "http://host/model-00000000.pth", "digits:test", ap=12.3, mask_ap=45.6)
+    monkeypatch.setattr(zoo, "ZOO", (published,))
+    monkeypatch.setattr(zoo, "fetch", fetch)
+    monkeypatch.chdir(tmp_path)
+    small = ("data.shorter_side=64", "rpn.post_nms_test=8", "device=cpu", "data.workers=0", "data.test=[digits:test]")
+    said = succeeds("test", "--zoo", "small", "--limit", "1", f"data.root={digits}", *small)
+    assert "small: http://host/model-00000000.pth, BSD" in said
+    assert "published for digits:test: box AP 12.3, mask AP 45.6" in said
+    assert json.loads((tmp_path / "output" / "zoo" / "small" / "test" / "result.json").read_text())["images"] == 1
+
+
+def test_a_config_and_weights_or_the_zoo(resdet) -> None:
+    for arguments, missing in (
+        ((), "; both are missing"),
+        (("--weights", "a"), "; the config, RUN/config.yaml of a run, is missing"),
+        (("a.yaml",), "; --weights is missing"),
+        (("--zoo", "small", "--weights", "a"), ""),
+        (("a.yaml", "--zoo", "small"), ""),
+    ):
+        outcome = resdet("test", *arguments)
+        assert outcome.status == 2
+        assert outcome.err == f"error: give a config and --weights, or --zoo alone{missing}\n"
+    assert resdet("test", "--zoo", "faster").err.startswith("error: no detector 'faster' in the zoo")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["retinanet", "fcos", "keypoint_rcnn"])
-def test_configs_of_other_heads_train_and_are_tested(resdet, digits, tmp_path, name) -> None:
+def test_configs_of_other_heads_train_and_are_tested(resdet, succeeds, digits, tmp_path, name) -> None:
     """The configs of configs/digits, at a small scale and for two steps."""
     small = ("data.shorter_side=64", "data.longer_side=96", "data.workers=0", f"data.root={digits}")
     short = ("solver.iterations=2", "solver.warmup_iterations=0", "solver.images_per_step=2", "device=cpu")
     config = (f"digits/{name}_resnet18_fpn", "--output-dir", tmp_path, "test.score_threshold=0.001")
-    trained = resdet("train", *config, *small, *short)
-    assert (trained.status, trained.err) == (0, "")
+    succeeds("train", *config, *small, *short)
     assert resdet("test", tmp_path / "config.yaml", "--weights", tmp_path, "--visualize", "1").status == 0
     result = json.loads((tmp_path / "test" / "result.json").read_text())
     assert ("keypoints" in result) == (name == "keypoint_rcnn")
