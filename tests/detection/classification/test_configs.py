@@ -48,7 +48,7 @@ def tiny_imagenet(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "net5_5x5")) for n in TINY])
+@pytest.mark.parametrize("name", [n if n == "net5_5x5" else pytest.param(n, marks=pytest.mark.slow) for n in TINY])
 def test_tiny_imagenet(tiny_imagenet, tmp_path: Path, name: str) -> None:
     result = run(f"tiny_imagenet/{name}", tiny_imagenet, tmp_path)
     assert (result["images"], result["classification"]["top5"]) == (3, 1)

@@ -125,6 +125,15 @@ def test_mixup_and_cutmix_by_hand() -> None:
     torch.testing.assert_close(loss(model), mixed_entropy(model.network(pixels), share))
 
 
+def test_padding_is_the_mean_colour() -> None:
+    model, small = make_model().eval(), BATCH.pixels[0, :, :16, :20]
+    pixels = normalised(model)[:2]
+    pixels[1] = 0
+    pixels[1, :, :16, :20] = normalised(model)[0, :, :16, :20]
+    found = model(ImageBatch.from_images([BATCH.pixels[0], small]))
+    torch.testing.assert_close(found, model.network(pixels).softmax(dim=1))
+
+
 def test_mixup_draws_from_the_seeds_of_the_batch_or_else_from_torch() -> None:
     model, images = make_model(mixing=Mixing("mixup", 1.0)), make_batch(SIZE, SIZE, SIZE)
     first = loss(model)

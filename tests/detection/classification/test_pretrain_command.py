@@ -111,3 +111,8 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(work, tmp_path: Path) ->
         assert (outcome.status, outcome.err.count("\n")) == (1, 1)
         assert outcome.err.startswith(f"error: {message}")
         assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_is_an_error_without_a_traceback(work, tmp_path: Path) -> None:
+    outcome = work.call("--output-dir", tmp_path, "solver.base_lr=1e30", "solver.iterations=3")
+    assert outcome.err.startswith("error: loss is not finite at iteration 1: ")

@@ -1,5 +1,6 @@
 """Mirrors detection/classification/views.py."""
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from detection.classification.views import ClassImages, ClassViews, class_view_loader
+from detection.config.sections import DataConfig
 from detection.data.class_labels import whole_images
 from detection.data.images import ORIENTATION
 from detection.data.index import AnnotationIndex
+from detection.data.loader import build_train_loader
 from detection.data.transforms import Augment, RandomResize, Resize
 
 CIFAR = ({"Pad": {"padding": 4}}, {"RandomCrop": {"height": 32, "width": 32}}, {"HorizontalFlip": {"p": 0.5}})
@@ -86,6 +89,22 @@ def test_a_sample_depends_on_seed_and_position_alone(index) -> None:
     assert len({dataset(seed)[0, 1].image.numpy().tobytes() for seed in range(5)}) > 1
     assert len({first[position, 1].image.numpy().tobytes() for position in range(5)}) > 1
     assert len({first[position, 1].seed for position in range(5)}) == 5
+
+
+def test_batches_are_the_same_with_workers_and_from_a_later_start(index) -> None:
+    def batches(*, workers: int = 0, start: int = 0) -> list[Any]:
+        config = DataConfig(augment=CIFAR, shorter_side=32, longer_side=32, workers=workers)
+        loader = build_train_loader(index, config, batch_size=4, seed=3, start=start, kind=ClassImages)
+        return list(islice(loader, 3 - start))
+
+    alone = batches()
+    for found, expected in ((batches(workers=2), alone), (batches(start=1), alone[1:])):
+        for batch, own in zip(found, expected, strict=True):
+            assert batch.rows == own.rows
+            assert torch.equal(batch.images.pixels, own.images.pixels)
+            assert torch.equal(batch.images.seeds, own.images.seeds)
+            assert batch.targets.labels[batch.targets.valid].tolist() == [row % 2 for row in batch.rows]
+    assert sorted([row for batch in alone for row in batch.rows][:5]) == list(range(5))  # one pass
 
 
 def test_crops_by_hand() -> None:

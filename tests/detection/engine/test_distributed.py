@@ -34,7 +34,8 @@ def test_images_are_shared_out_where_they_can_be(monkeypatch) -> None:
     for processes, images, accumulate, each in ((1, 3, 1, 3), (2, 8, 2, 2), (4, 4, 1, 1)):
         monkeypatch.setattr(distributed, "world_size", lambda processes=processes: processes)
         assert distributed.images_per_rank(images, accumulate) == each
-    for images, accumulate, repair in (  # among 4 processes
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    for images, accumulate, repair in (
         *((5, 1, "the nearest is 4"), (7, 1, "the nearest is 8"), (1, 1, "the nearest is 4")),
         *((13, 2, "the nearest is 16"), (9, 2, "the nearest is 8")),
         # smaller parts of a step where they fit

@@ -19,7 +19,8 @@ def test_stated_noise_is_of_one_training_and_of_a_difference_and_takes_no_data(t
     assert (noise.seed, noise.own) == (0.01, 0)
     assert noise.shared / math.sqrt(400) == pytest.approx(0.005)
     text = plan_claims(BCCD, tmp_path, stated=(1.0, 0.5), images=1000, gap=2.0)
-    assert ("1,000 images" in text, "to see 2 AP" in text) == (True, True)
+    assert "1,000 images" in text
+    assert "to see 2 AP" in text
 
 
 def test_a_plan_says_what_is_seen_and_what_one_point_takes() -> None:
@@ -31,7 +32,8 @@ def test_a_plan_says_what_is_seen_and_what_one_point_takes() -> None:
     assert "500 images" in text
     assert "5,000 images" in text
     text = format_plan(noise, replace(design, seeds=1), gap=1)
-    assert ("with 1 seed nothing is said of methods" in text, "inf" in text) == (True, False)
+    assert "with 1 seed nothing is said of methods" in text
+    assert "inf" not in text
 
 
 def test_the_pilot_is_a_report_also_of_an_older_version_unless_it_says_nothing_of_seeds(whole_report, tmp_path) -> None:

@@ -86,10 +86,11 @@ def test_counts_come_back_as_they_were(index, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"segmentation\.json has the classes .*car.*lorry"):
         read_counts(path, plain, replace(index.label_maps, class_names=("road", "lorry")))
     write_counts(path, counted, index.label_maps)
-    for message in (r"two\.jpg", r"segmentation\.json"):
-        with pytest.raises(ValueError, match=message):
-            read_counts(path, plain, index.label_maps)
-        path.write_text("{")
+    with pytest.raises(ValueError, match=r"two\.jpg"):
+        read_counts(path, plain, index.label_maps)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"segmentation\.json"):
+        read_counts(path, plain, index.label_maps)
 
 
 @pytest.fixture(scope="module")

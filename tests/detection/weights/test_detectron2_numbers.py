@@ -325,7 +325,9 @@ def dense_detections(state: State, levels: list[Tensor], cells, size: tuple[int,
 
 
 @torch.no_grad()
-def test_boxes_and_scores_of_a_retinanet_are(double_precision, zoo_shapes, zoo_anchors, monkeypatch) -> None:
+def test_boxes_and_scores_of_a_retinanet_are_detectron2s(
+    double_precision, zoo_shapes, zoo_anchors, monkeypatch
+) -> None:
     """From the feature maps on: clipped after NMS, anchors that are not rounded."""
     names, generator, state = ("cat", "dog", "cow"), torch.Generator().manual_seed(0), dict[str, Tensor]()
     for name, shape in zoo_shapes(kind="retinanet", classes=3).items():  # outputs spread; the trunk is not run

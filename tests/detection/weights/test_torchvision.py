@@ -314,7 +314,7 @@ def test_detections_of_noise_are_torchvisions(both: Pair) -> None:
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_detections_of_ten_photographs_are(mask_rcnn: Pair, data_root_for_tests) -> None:
+def test_detections_of_ten_photographs_are_torchvisions(mask_rcnn: Pair, data_root_for_tests) -> None:
     paths = sorted((data_root_for_tests / "coco128" / "val2017").glob("*.jpg"))[:10]
     images = [shrunk(path) for path in paths]
     assert len(images) == 10
@@ -330,7 +330,7 @@ def shrunk(path: Path) -> Tensor:
     return functional.interpolate(image.double(), size=size, mode="bilinear", antialias=True)[0].to(torch.uint8)
 
 
-def test_losses_and_gradients_are_also_where_an_image_has_no_objects(both) -> None:
+def test_losses_and_gradients_are_torchvisions_also_where_an_image_has_no_objects(both) -> None:
     theirs, ours = both
     for counts in ([4, 0, 6],) if isinstance(ours, OneStage) else ([4, 4], [4, 0]):
         assert_same_losses(theirs, ours, counts)
@@ -353,7 +353,7 @@ def test_every_builder_gives_the_same_and_takes_its_weights_back(name: str, few)
 
 
 @pytest.mark.slow
-def test_losses_of_the_second_version_and_all_of_keypoints_are(make_both, few) -> None:
+def test_losses_of_the_second_version_and_all_of_keypoints_are_torchvisions(make_both, few) -> None:
     theirs = build(theirs_of.maskrcnn_resnet50_fpn_v2, few)
     assert_same_losses(theirs, converted(theirs.state_dict()), [4])
     theirs, ours = make_both("keypoint_rcnn", norm=FrozenBatchNorm2d, norm_eps=1e-5)

@@ -182,6 +182,7 @@ def test_further_elements_and_flags_without_a_value_are_said_once(make_voc) -> N
     assert (index.labels.tolist(), index.ignore.tolist()) == ([0, 0], [False, False])
     notes = sorted((problem.detail.split()[0], problem.severity, problem.count) for problem in problems)
     assert notes == [("<weather>", "note", 2), ("difficult", "note", 2)]
+    assert any("difficult is 'Unspecified'" in problem.detail for problem in problems)
 
 
 def test_pixels_may_count_from_zero_and_the_other_choice_gets_a_hint(make_voc) -> None:
