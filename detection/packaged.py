@@ -6,6 +6,7 @@ In a clone they are datasets/ and configs/. A wheel holds the same files in pack
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 from detection.hub import local_path
@@ -35,7 +36,7 @@ def find_config(name: str | Path) -> Path:
             return path
     nearest = difflib.get_close_matches(stem.removeprefix("configs/"), names_below(CONFIGS), n=3)
     hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "resdet list configs shows the names"
-    raise ValueError(f"no config file {str(name)!r}; {hint}")
+    raise ValueError(f"no config file and no folder {str(name)!r}; {hint}")
 
 
 def names_below(folder: Path) -> list[str]:
@@ -44,11 +45,18 @@ def names_below(folder: Path) -> list[str]:
 
 
 def headlines(folder: Path) -> list[tuple[str, str]]:
-    """Returns the names of the YAML files in ``folder`` with the first line of the comment in each."""
+    """Returns the names of the YAML files in ``folder`` with the first sentence of the comment in each."""
     return [(name, _headline(folder / f"{name}.yaml")) for name in names_below(folder)]
 
 
 def _headline(path: Path) -> str:
+    words = list[str]()
     with path.open(encoding="utf-8") as lines:
-        first = next(lines, "")
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+        for line in lines:
+            text = line.removeprefix("#").strip()
+            if not line.startswith("#") or not text or text.startswith("Command:"):
+                break
+            words.append(text)
+    comment = " ".join(words)
+    end = re.search(r"(?<! al)[.?](?= |$)", comment)
+    return comment[: end.end()] if end else comment

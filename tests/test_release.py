@@ -91,3 +91,12 @@ def test_the_notebook_runs(resdet, tmp_path, monkeypatch) -> None:
     run = tmp_path / values["RUN"]
     assert all((run / name).is_file() for name in ("result.json", "export/onnx/model.onnx", "README.md"))
     assert "## Exports" in (run / "README.md").read_text()
+
+
+def test_source_files_that_pages_name_exist() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "datasets/README.md"]
+    named = {
+        path for page in pages for path in re.findall(r"\b(?:tests|detection|backbones)/[\w/]+\.py\b", page.read_text())
+    }
+    assert len(named) > 50
+    assert {path for path in named if not (ROOT / path).is_file()} == set()

@@ -82,7 +82,7 @@ def _nearest(places: Sequence[str | int], schema: type) -> str:
     if old := hint(path):
         return old
     if not sections and name in COMMANDS and "data" in section_classes(schema):
-        return f"it belongs to a config of `{COMMANDS[name]}`"
+        return f"it belongs to a config of `{COMMANDS[name]}`: run that command instead"
     owner = schema
     for section in sections:
         owner = section_classes(owner).get(section, owner)

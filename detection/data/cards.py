@@ -179,7 +179,7 @@ def read_split(
     folder = card.folder(root)
     if not folder.is_dir():
         raise ValueError(
-            f"data set {card.name!r} is not at {folder}; set data.root or $RESDET_DATA_ROOT to the folder above it. "
+            f"data set {card.name!r} is not at {folder}: {_root_to_set(folder, root)}. "
             f"Where to get it: {card.source.strip() or 'its card does not say'}"
         )
     own = FORMATS[card.format]
@@ -212,6 +212,13 @@ def read_split(
     except ValueError as error:
         raise ValueError(f"card {card.name!r}, split {split!r}: {error}") from error
     return _with_sigmas(AnnotationIndex.concatenate(parts), card), found
+
+
+def _root_to_set(folder: Path, root: Path) -> str:
+    if not folder.is_relative_to(root):
+        return "its card has this root"
+    way = "$RESDET_DATA_ROOT, data.root=DIR of a config, or --root DIR of resdet check"
+    return f"the data root {root} must hold {folder.relative_to(root)}; set it by {way}"
 
 
 def _with_sigmas(index: AnnotationIndex, card: Card) -> AnnotationIndex:
@@ -269,4 +276,4 @@ def _find(name: str) -> Path:
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
-    raise ValueError(f"no card {name!r} in datasets/; {hint}")
+    raise ValueError(f"no card and no folder {name!r}; {hint}")

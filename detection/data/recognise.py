@@ -24,6 +24,7 @@ from detection.data.layouts import (
     find_voc,
     find_yolo,
 )
+from detection.data.objects import IMAGE_SUFFIXES
 from detection.data.panoptic_layouts import find_coco_panoptic
 from detection.data.readers.table import FORMATS, FormatName
 from detection.data.tree import Tree
@@ -121,8 +122,12 @@ def data_root_of(word: Path) -> Path:
 def _unknown(tree: Tree, format: FormatName | None) -> str:
     counts = ", ".join(f"{len(tree.having(suffix))} {suffix}" for suffix in (".xml", ".json", ".txt", ".csv", ".yaml"))
     titles = ", ".join(FORMATS[name].title for name in RECOGNISERS)
+    if not tree.images:
+        kinds = ", ".join(IMAGE_SUFFIXES)
+        return f"{tree.folder} has no images ({kinds}; files: {counts}); give the folder that holds them"
     wanted = f"no labels as {FORMATS[format].title}" if format else "no labels that are known"
     return (
         f"{tree.folder} has {len(tree.images)} images and {wanted} (files: {counts}); known are {titles}; "
-        "datasets/README.md says how each lies, and how a card describes another layout"
+        "put label files into this folder or below it; datasets/README.md has the layout of each, and how a card "
+        "describes another"
     )

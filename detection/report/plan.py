@@ -35,6 +35,11 @@ def read_pilot(path: Path) -> tuple[SeedNoise, int]:
     Raises:
         ValueError: no such file, or fewer than two variants with two seeds in it.
     """
+    if not path.is_file():
+        raise ValueError(
+            f"no pilot {path}: give --pilot REPORT.JSON of a finished experiment, or --noise SEED IMAGES (standard "
+            "deviations in AP) with --images N"
+        )
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
         images = int(numbers["images"])

@@ -82,16 +82,18 @@ def test_a_packaged_config_is_found_from_any_folder_unless_a_file_has_its_name(t
     own.parent.mkdir(parents=True)
     own.write_text("{}")
     assert find_config(own) == own
-    with pytest.raises(ValueError, match="no config file 'voc/resnet101_c4_712'; did you mean 'voc/resnet101_c4_0712'"):
+    with pytest.raises(
+        ValueError, match="no config file and no folder 'voc/resnet101_c4_712'; did you mean 'voc/resnet101_c4_0712'"
+    ):
         find_config("voc/resnet101_c4_712")
 
 
 def test_names_and_headlines_are_those_of_all_files_below(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "one.yaml").write_text("# The first.\n# More.\nkey: 1\n")
+    (tmp_path / "b" / "one.yaml").write_text("# Of A et al. 2015,\n# the first.  More.\nkey: 1\n")
     (tmp_path / "a.yaml").write_text("key: 1\n")
     (tmp_path / "notes.txt").touch()
     assert names_below(tmp_path) == ["a", "b/one"]
-    assert headlines(tmp_path) == [("a", ""), ("b/one", "The first.")]
+    assert headlines(tmp_path) == [("a", ""), ("b/one", "Of A et al. 2015, the first.")]
     assert [name for name, line in headlines(CONFIGS) if not line] == []
     assert DATA == ROOT / "datasets"

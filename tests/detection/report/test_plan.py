@@ -48,5 +48,5 @@ def test_the_pilot_is_a_report_also_of_an_older_version_unless_it_says_nothing_o
     assert "4 variants" in plan_claims(BCCD, pilot=report)
     with pytest.raises(ValueError, match=r"no two variants with two seeds each.*--noise"):
         read_pilot(DOCS / "bccd_backbones" / "report.json")
-    with pytest.raises(ValueError, match=r"is no report\.json with results.*resdet compare"):
+    with pytest.raises(ValueError, match=r"no pilot .*report\.json: .*--pilot.*--noise"):
         plan_claims(BCCD, tmp_path)
