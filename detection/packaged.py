@@ -36,7 +36,8 @@ def find_config(name: str | Path) -> Path:
             return path
     nearest = difflib.get_close_matches(stem.removeprefix("configs/"), names_below(CONFIGS), n=3)
     hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "resdet list configs shows the names"
-    raise ValueError(f"no config file and no folder {str(name)!r}; {hint}")
+    what = "config file" if str(name).endswith(".yaml") else "config file and no folder"
+    raise ValueError(f"no {what} {str(name)!r}; {hint}")
 
 
 def names_below(folder: Path) -> list[str]:

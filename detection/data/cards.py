@@ -276,4 +276,5 @@ def _find(name: str) -> Path:
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
-    raise ValueError(f"no card and no folder {name!r}; {hint}")
+    what = f"no card and no folder {name!r}" if "/" in name else f"no card {name!r} in datasets/"
+    raise ValueError(f"{what}; {hint}")

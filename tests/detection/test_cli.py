@@ -62,11 +62,11 @@ def test_help_names_configs_that_exist_and_its_own_command(name: str, resdet) ->
             1,
             "no config file and no folder 'digits/resnet18_c5'; did you mean 'digits/resnet18_c4'",
         ),
-        (["train", "zzzz.yaml"], 1, r"no config file and no folder 'zzzz\.yaml'; resdet list configs"),
+        (["train", "zzzz.yaml"], 1, r"no config file 'zzzz\.yaml'; resdet list configs"),
         (["compare", "experiments/digit", "--dry-run"], 1, "did you mean 'experiments/digits'"),
         (["analyze", "absent"], 1, "absent"),
         (["localize", "imagenet/loc_resnet101", "--output-dir", "x", "data.root=/absent"], 1, "'imagenet_loc' is not"),
-        (["download", "voc2077"], 1, "no card and no folder 'voc2077'.*did you mean 'voc2007'"),
+        (["download", "voc2077"], 1, "no card 'voc2077'.*did you mean 'voc2007'"),
         (["digits", "--root", "/absent/root", "--train", "-1"], 1, "must not be negative, got -1"),
     ],
 )

@@ -84,7 +84,7 @@ def test_an_empty_split_an_unknown_one_a_missing_folder_and_an_unknown_card(run,
     status, output = run(write_card("voc", card="other", root="nowhere", source="from the shop"))
     assert (status, "Where to get it: from the shop" in output) == (1, True)
     status, output = run("bcdc")
-    assert (status, output.startswith("error: no card and no folder 'bcdc'")) == (1, True)
+    assert (status, output.startswith("error: no card 'bcdc'")) == (1, True)
     make_voc({})
     status, output = run(card)
     assert (status, "no usable image" in output) == (1, True)
