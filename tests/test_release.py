@@ -95,8 +95,7 @@ def test_the_notebook_runs(resdet, tmp_path, monkeypatch) -> None:
 
 def test_source_files_that_pages_name_exist() -> None:
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "datasets/README.md"]
-    named = {
-        path for page in pages for path in re.findall(r"\b(?:tests|detection|backbones)/[\w/]+\.py\b", page.read_text())
-    }
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    named = {*re.findall(r"\b(?:tests|detection|backbones)/[\w/]+\.py\b", text)}
     assert len(named) > 50
     assert {path for path in named if not (ROOT / path).is_file()} == set()

@@ -158,8 +158,7 @@ def folder_project(args: Namespace, word: str | None) -> Project | None:
         if given:
             option = "from" if given[0] == "start" else given[0]
             key = f"; in a config it is the key init: init={args.start}" if option == "from" else ""
-            repair = f" is none{key}" if Path(word or "").suffix in (".yaml", ".yml") else " does not exist"
-            raise UsageError(f"--{option} takes an existing folder of images and labels, and {word!r}{repair}")
+            raise UsageError(f"--{option} takes a folder of images and labels, and there is no folder {word!r}{key}")
         return None
     from detection.data.readers.table import FORMATS
     from detection.tasks.init import Wishes, init_folder

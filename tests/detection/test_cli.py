@@ -62,6 +62,7 @@ def test_help_names_configs_that_exist_and_its_own_command(name: str, resdet) ->
             1,
             "no config file and no folder 'digits/resnet18_c5'; did you mean 'digits/resnet18_c4'",
         ),
+        (["train", CONFIG, "--from", "x"], 2, "--from .*no folder '.*; in a config .*init=x"),
         (["train", "zzzz.yaml"], 1, r"no config file 'zzzz\.yaml'; resdet list configs"),
         (["compare", "experiments/digit", "--dry-run"], 1, "did you mean 'experiments/digits'"),
         (["analyze", "absent"], 1, "absent"),

@@ -386,7 +386,7 @@ SUBJECTS: dict[str, Callable[..., Subject]] = {
 
 @pytest.fixture
 def made(tmp_path, make_voc, make_coco, make_index):
-    """Where files are made, and the builders of data sets."""
+    """A folder for files, and the builders of data sets."""
     return SimpleNamespace(folder=tmp_path, voc=make_voc, coco=make_coco, index=make_index)
 
 

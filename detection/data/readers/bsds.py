@@ -17,6 +17,7 @@ from scipy.io import loadmat
 
 from detection.config.load import build_dataclass
 from detection.config.schema import checked
+from detection.data.readers.frames import require_folder
 from detection.data.readers.image_files import images_below
 from detection.data.readers.labelled import LabelledImage, LabelledObject, Labels
 
@@ -40,9 +41,10 @@ def parse_bsds(folder: Path, entry: dict[str, Any], classes: tuple[str, ...]) ->
     """Returns the labels of the split ``entry``, with images in the order of their names.
 
     Raises:
-        ValueError: ``entry`` does not describe such a split.
+        ValueError: ``entry`` does not describe such a split, or its folder of images is missing.
     """
     split = build_dataclass(BSDSSplit, entry)
+    require_folder(folder / split.images)
     labels = Labels(declared=(BOUNDARY,))
     for path in images_below(folder / split.images):
         file = folder / split.boundaries / f"{path.stem}.mat"

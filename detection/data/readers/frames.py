@@ -33,7 +33,7 @@ class Frame:
     scale: tuple[float, float] = (1.0, 1.0)
 
 
-def require_folder(folder: Path, source: str) -> None:
+def require_folder(folder: Path, source: str = "") -> None:
     """Raises ValueError if there is no ``folder``; ``source`` says where to get it, as in the card."""
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}{f'. Where to get it: {source}' if source else ''}")

@@ -19,6 +19,7 @@ from PIL import Image
 
 from detection.config.load import build_dataclass
 from detection.config.schema import checked
+from detection.data.readers.frames import require_folder
 from detection.data.readers.image_files import ImageFiles
 from detection.data.readers.labelled import Box, LabelledImage, LabelledObject, Labels, extent
 from detection.data.readers.values import MISSING, FieldError, mapping, number, shown, text, whole_number
@@ -40,9 +41,10 @@ def parse_labelme(folder: Path, entry: dict[str, Any], classes: tuple[str, ...])
     """Returns the labels of the split ``entry``: every image that has a file of LabelMe.
 
     Raises:
-        ValueError: ``entry`` does not describe such a split.
+        ValueError: ``entry`` does not describe such a split, or its folder is missing.
     """
     root, labels = folder / build_dataclass(LabelMeSplit, entry).folder, Labels()
+    require_folder(root)
     files = ImageFiles(root)
     for file in sorted(root.rglob("*.json")):
         if not any(part.startswith(".") for part in file.relative_to(root).parts):

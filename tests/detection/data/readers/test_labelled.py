@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detection.data.readers.bsds import parse_bsds
 from detection.data.readers.csv_boxes import table_columns
 from detection.data.readers.image_files import ImageFiles
+from detection.data.readers.labelme import parse_labelme
 from detection.data.readers.table import FORMATS
 from detection.data.readers.yolo import read_names
 
@@ -208,3 +210,11 @@ def test_an_image_whose_header_cannot_be_read_is_left_out_on_request(made_folder
         index, (problem,) = FORMATS[format].read(folder, entry, ("bolt", "nut"), **options)
         assert (problem.severity, problem.file) == ("dropped" if drop else "error", str(broken))
         assert len(index) == 11 - (format == "open_images")
+
+
+@pytest.mark.parametrize(
+    ("parse", "entry"), [(parse_labelme, {"folder": "none"}), (parse_bsds, {"images": "none", "boundaries": "maps"})]
+)
+def test_a_missing_folder_is_named(tmp_path, parse, entry) -> None:
+    with pytest.raises(ValueError, match=r"no folder .*none"):
+        parse(tmp_path, entry, ())
